@@ -1,0 +1,250 @@
+"""The job file's fields: each with its type, unit, default and reason.
+
+In:  plain values of a job file (lines are kept by `pipeline/config.py`).
+Out: `JobConfig`, checked. Paths are relative to the job file and are made absolute by `pipeline/config.py`.
+Never reads a file, never builds a chain.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; a job never changes after it was checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
+
+
+class SplitByHash(Section):
+    """Train/held-out split of one source by a hash of each sample's relative path."""
+
+    part: Literal["train", "held_out"]
+    """Which side this source is."""
+    held_out: Fraction = 0.2
+    """Share of samples held out. A fifth, as is customary; one added file moves no other."""
+    salt: str = ""
+    """Another salt gives another split."""
+
+
+class FolderSource(Section):
+    """One folder a class, images nested at any depth below it (jpg, jpeg, png, webp)."""
+
+    kind: Literal["folder"] = "folder"
+    path: Path
+    """The folder that holds the class folders."""
+    content: bool = False
+    """True: the fingerprint covers every file's bytes (reads them all once), not only paths, sizes and labels."""
+    split: SplitByHash | None = None
+    """Take only one side of a hash split; all samples when absent."""
+
+
+class ManifestSource(Section):
+    """A CSV file with one row a sample: a path (relative to the CSV) and a label."""
+
+    kind: Literal["manifest"] = "manifest"
+    path: Path
+    """The CSV file; its first row names the columns."""
+    path_column: str = "path"
+    """Column with the image's path."""
+    label_column: str = "label"
+    """Column with the class name or number."""
+    content: bool = False
+    """As for `folder`."""
+    split: SplitByHash | None = None
+    """As for `folder`."""
+
+
+class ArraysSource(Section):
+    """Images and labels as NumPy arrays: one .npz with `images` and `labels`, or two .npy files."""
+
+    kind: Literal["arrays"] = "arrays"
+    path: Path
+    """The .npz, or the .npy with images (N,H,W), (N,H,W,C); uint8 or uint16. Memory-mapped."""
+    labels: Path | None = None
+    """The .npy with integer labels (N,); needed beside an .npy, absent for an .npz."""
+    classes: tuple[str, ...] = ()
+    """Class names; `0`, `1`, ... up to the largest label when empty."""
+    split: SplitByHash | None = None
+    """As for `folder`; the hash is over the index."""
+
+
+class DigitsSource(Section):
+    """scikit-learn's 1,797 handwritten digits (8x8, grey), for tests and first steps; needs scikit-learn."""
+
+    kind: Literal["digits"] = "digits"
+    split: SplitByHash | None = None
+    """As for `folder`; the hash is over the index."""
+
+
+class PluginSource(Section):
+    """A user's own source: `factory(**options)` returns an object of the source protocol."""
+
+    kind: Literal["plugin"] = "plugin"
+    factory: str
+    """`module:factory` or `file.py:factory`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+
+
+SourceConfig = Annotated[
+    FolderSource | ManifestSource | ArraysSource | DigitsSource | PluginSource, Field(discriminator="kind")
+]
+
+
+class DecodeSection(Section):
+    """What an encoded image becomes before the chain sees it."""
+
+    color: Literal["rgb", "gray"] = "rgb"
+    """`rgb`: three channels, grey repeated, alpha dropped, CMYK converted. `gray`: one channel (H,W,1)."""
+    depth: Literal[8, 16] = 8
+    """Bits a channel: 8 gives uint8, 16 gives uint16 over the full range."""
+    max_pixels: PositiveInt = 64_000_000
+    """Larger images are bad samples (decompression bombs). A 61 Mpx camera fits; chosen, not measured."""
+
+
+class TrainStream(Section):
+    """The stream the model learns from: shuffled, through many epochs."""
+
+    source: str
+    """Name of an entry of `sources`."""
+    chain: Any
+    """A chain file's path, or the list of transforms itself."""
+    batch_size: PositiveInt = 64
+    """Samples a batch."""
+    epochs: PositiveInt = 1
+    """Passes over the source."""
+    shuffle: bool = True
+    """A new order each epoch, a function of (seed, epoch)."""
+    last_batch: Literal["drop", "keep", "wrap"] = "drop"
+    """An epoch's incomplete last batch: left out, delivered short, or filled from the next epoch. `drop` keeps
+    every step's shape and gradient scale equal, as DataLoader users do for training."""
+
+
+class EvalStream(Section):
+    """The stream the model is judged on: in the source's order, once, on request."""
+
+    source: str
+    """Name of an entry of `sources`."""
+    chain: Any
+    """A chain file's path, or the list of transforms itself; usually no random transform."""
+    batch_size: PositiveInt = 128
+    """Samples a batch; twice the training default since no gradients are kept."""
+    every_steps: NonNegativeInt = 0
+    """Evaluate every so many steps; 0: after each epoch. Always once at the end."""
+
+
+class ModelSection(Section):
+    """What is trained: a built-in model, or the user's own factory."""
+
+    kind: Literal["mlp", "cnn", "resnet", "factory"] = "cnn"
+    """`factory` calls `factory(input_shape=(C,H,W), num_classes=K, **options)`."""
+    factory: str = ""
+    """`module:factory` or `file.py:factory`, for kind `factory`."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the factory."""
+    width: PositiveInt = 32
+    """Units of an mlp's layer, or channels of the first stage of cnn and resnet."""
+    depth: PositiveInt = 3
+    """Hidden layers (mlp), stages (cnn), residual blocks a stage (resnet)."""
+    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
+    """Non-linearity after each hidden layer."""
+    init: Literal["default", "zeros", "normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"] = "kaiming_normal"
+    """Law of the weights; biases start at zero, except `default`, which leaves torch's own."""
+
+
+class OptimizerSection(Section):
+    """How weights move."""
+
+    kind: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat = 1e-3
+    """Learning rate; Adam's customary start."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
+    momentum: Fraction = 0.9
+    """SGD's momentum; ignored by adam and adamw."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay rates (Kingma & Ba 2015)."""
+
+
+class ScheduleSection(Section):
+    """How the learning rate changes over steps."""
+
+    kind: Literal["constant", "step", "cosine", "plateau"] = "constant"
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up before the schedule proper; for every kind."""
+    step_every: PositiveInt = 1000
+    """`step`: multiply by gamma every so many steps."""
+    gamma: PositiveFloat = 0.1
+    """`step` and `plateau`: the factor."""
+    min_lr: NonNegativeFloat = 0.0
+    """`cosine` ends here; `plateau` never goes below."""
+    patience: NonNegativeInt = 3
+    """`plateau`: evaluations without a lower held-out loss before the rate drops."""
+
+
+class ClipSection(Section):
+    """What happens to gradients between backward and step."""
+
+    kind: Literal["none", "value", "norm"] = "none"
+    threshold: PositiveFloat = 1.0
+    """`value`: each element to [-threshold, threshold]; `norm`: the global 2-norm to at most threshold."""
+
+
+class JobConfig(Section):
+    """A whole training job."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """The run folder is runs/NAME unless --run-dir says otherwise."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of order, augmentation and weights."""
+    sources: dict[str, SourceConfig]
+    """Name -> where the samples are. Workers elsewhere map the same names to their own paths."""
+    train: TrainStream
+    eval: EvalStream | None = None
+    """Held-out stream; absent: no evaluation."""
+    decode: DecodeSection = DecodeSection()
+    plugins: tuple[str, ...] = ()
+    """Modules (`module` or `file.py`) that define the user's own transforms."""
+    workers: NonNegativeInt = 2
+    """Worker processes; 0 runs everything in the trainer's process, for a debugger."""
+    slice_size: PositiveInt = 16
+    """Samples in a unit of work. Small, so that the first batch arrives soon and a death loses little."""
+    window_batches: PositiveInt = 8
+    """Batches in flight at most; with `window_nbytes` the bound on memory."""
+    window_nbytes: PositiveInt = 1 << 30
+    """Bytes of batches in flight at most (one batch is always allowed). 1 GiB; chosen, not measured."""
+    on_bad_sample: Literal["substitute", "fail"] = "substitute"
+    """A sample that can't be decoded or transformed: replaced by another chosen from its coordinates, or fatal."""
+    max_bad_fraction: Fraction = 0.01
+    """Under `substitute`: fatal once more than max(10, this share of delivered samples) were bad."""
+    hang_s: PositiveFloat = 60.0
+    """Seconds without progress on a slice before a worker is killed by its pool."""
+    stall_timeout_s: PositiveFloat = 300.0
+    """Seconds without any arriving slice before the job fails, saying what is missing."""
+    model: ModelSection = ModelSection()
+    optimizer: OptimizerSection = OptimizerSection()
+    schedule: ScheduleSection = ScheduleSection()
+    clip: ClipSection = ClipSection()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: CUDA when torch sees a GPU."""
+    deterministic: bool = False
+    """True: only deterministic torch kernels (slower on CUDA), so that equal runs end bit-identical there."""
+    torch_threads: NonNegativeInt = 0
+    """Threads torch computes with; 0: torch's own choice. Results are bit-identical only for equal numbers."""
+
+    @model_validator(mode="after")
+    def _streams_name_known_sources(self) -> JobConfig:
+        for stream in (self.train, self.eval):
+            if stream is not None and stream.source not in self.sources:
+                raise ValueError(f"source {stream.source!r} is not one of: {', '.join(self.sources) or 'none'}")
+        return self

@@ -1,0 +1,1 @@
+"""Receive batches, learn from them, tell what happened. Never imports albumentations or OpenCV."""

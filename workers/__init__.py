@@ -1,0 +1,1 @@
+"""Make slices: compile the chain, decode, transform, send. Never imports torch."""
