@@ -1,0 +1,121 @@
+"""Files of one JSON object a line, each line with a checksum: what a run appends to while it lives.
+
+In:  records, as plain values or msgspec structs; a path to read.
+Out: one write() a line; the records back, with a torn end cut.
+Never rewrites a line, never returns a damaged one.
+
+A line is its record with `attempt` in front and `crc` behind, the CRC-32 of the line without it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pipeline.errors import RunFailed
+
+_CRC_TAIL = re.compile(rb',"crc":"([0-9a-f]{8})"}\Z')
+
+
+class JsonLines:
+    """Appends records to a file; what was appended is read back equal, however the process ends."""
+
+    def __init__(self, path: Path, *, attempt: int, is_synced: bool) -> None:
+        """Opens for appending and cuts a torn end. `is_synced`: a record is on disk before `append` returns."""
+        self.path = path
+        self.attempt = attempt
+        self.is_synced = is_synced
+        self._length_nbytes = max((end_nbytes for end_nbytes, _ in _intact(path)), default=0)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        os.ftruncate(self._descriptor, self._length_nbytes)
+
+    def append(self, record: Mapping[str, Any] | msgspec.Struct) -> None:
+        """Writes one whole line or none; a full disk is a RunFailed that says so."""
+        plain: dict[str, Any] = msgspec.to_builtins(record)
+        line = encode_line({"attempt": self.attempt, **plain})
+        try:
+            num_written = os.write(self._descriptor, line)
+            if num_written < len(line):  # how a disk that fills up in the middle of a line shows
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self.is_synced:
+                os.fsync(self._descriptor)
+        except OSError as error:
+            os.ftruncate(self._descriptor, self._length_nbytes)
+            raise write_failure(self.path, error) from error
+        self._length_nbytes += len(line)
+
+    def sync(self) -> None:
+        """All appended records are on disk afterwards."""
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise write_failure(self.path, error) from error
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def encode_line(record: Mapping[str, Any]) -> bytes:
+    """The line of a record (at least one key, none called `crc`), newline included."""
+    body = msgspec.json.encode(record)
+    return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file in order, `attempt` included; none for a file that does not exist.
+
+    A torn or damaged end is left out (a crash leaves one). A damaged line with an intact one after it is no crash's
+    doing: RunFailed names it.
+    """
+    return [record for _, record in _intact(path)]
+
+
+def write_failure(path: Path, error: OSError) -> RunFailed:
+    """What to raise when a run's file can't be written; a full disk is told with what is left on it."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free_nbytes = shutil.disk_usage(path.parent).free
+        return RunFailed(f"{path}: the disk is full ({free_nbytes} bytes free); make room on it and start again")
+    return RunFailed(f"{path}: can't be written: {error.strerror}")
+
+
+def _intact(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The intact records, each with the offset of its line's end in the file."""
+    if not path.exists():
+        return
+    end_nbytes = 0
+    first_damaged = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            maybe_record = _decode_line(line)
+            if maybe_record is None:
+                first_damaged = first_damaged or number
+            elif first_damaged:
+                raise RunFailed(
+                    f"{path}:{first_damaged}: this line is damaged, and line {number} after it is not\n"
+                    "  expected: lines as this program wrote them, damaged at the very end at most\n"
+                    "  to go on: restore the file from a copy; it was edited, or its disk is failing"
+                )
+            else:
+                end_nbytes += len(line)
+                yield end_nbytes, maybe_record
+
+
+def _decode_line(line: bytes) -> dict[str, Any] | None:
+    if not line.endswith(b"\n"):
+        return None
+    tail = _CRC_TAIL.search(line[:-1])
+    if tail is None:
+        return None
+    body = line[: tail.start()] + b"}"
+    if zlib.crc32(body) != int(tail[1], 16):
+        return None
+    record: dict[str, Any] = msgspec.json.decode(body)
+    return record

@@ -1,0 +1,145 @@
+"""What happens to leases (events) and what is to be done about it (actions).
+
+In and out: nothing; plain records between `pipeline/leases.py` (pure) and `pipeline/dispatcher.py` (sockets).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.messages import Lease, Lost
+from pipeline.timeline import Timeline
+
+StreamId = tuple[str, int]
+"""A stream's name and incarnation."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamRegistered:
+    """A trainer registered a stream, for the first time or again."""
+
+    stream: StreamId
+    source: str
+    timeline: Timeline
+    slice_size: int
+    head_step: int
+    arrived: int
+    """Bitmap: bit i is the position `start of the head batch + i`."""
+    window: int
+    quarantined: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamBeaten:
+    """A trainer said what has arrived."""
+
+    stream: StreamId
+    number: int
+    head_step: int
+    arrived: int
+    window: int
+    quarantined: frozenset[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamLeft:
+    """The stream has ended, or its trainer is gone."""
+
+    stream: StreamId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerJoined:
+    """A worker was admitted."""
+
+    worker: str
+    sources: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBeaten:
+    """A worker said which leases it has seen and which it still holds."""
+
+    worker: str
+    number: int
+    received: int
+    holding: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerGone:
+    """A worker left or died."""
+
+    worker: str
+    cause: str
+    blame: bool
+    """False when it left in peace: nothing it held is to blame."""
+    by_itself: bool = False
+    """True for a crash or a hang, False for a kill from outside or silence."""
+    at: tuple[StreamId, int] | None = None
+    """Stream and position of the sample it was working on, if known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SliceGivenBack:
+    """A worker could not read a sample; that may pass, or work elsewhere."""
+
+    worker: str
+    lease: int
+    position: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticked:
+    """Time passed, and every message that had arrived before was stepped."""
+
+
+Event = StreamRegistered | StreamBeaten | StreamLeft | WorkerJoined | WorkerBeaten | WorkerGone | SliceGivenBack | Ticked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """Send this lease to this worker."""
+
+    worker: str
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportLost:
+    """Tell the trainer that these positions wait for its decision."""
+
+    stream: StreamId
+    lost: tuple[Lost, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condemn:
+    """The worker was silent too long: take it for dead."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """The stream's trainer was silent too long: forget it."""
+
+    stream: StreamId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskToJoin:
+    """A worker beats that is not known here."""
+
+    worker: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskToRegister:
+    """A trainer beats for a stream that is not known here."""
+
+    stream: StreamId
+
+
+Action = Grant | ReportLost | Condemn | Retire | AskToJoin | AskToRegister

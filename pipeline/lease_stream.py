@@ -1,0 +1,163 @@
+"""One stream's slices, as the dispatcher sees them: waiting, leased, arrived, lost.
+
+In:  what the trainer said has arrived; slices given out and given back.
+Out: the next slice to lease.
+Pure. Used by `pipeline/leases.py` only.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from pipeline.lease_events import StreamBeaten, StreamId, StreamRegistered
+from pipeline.timeline import slices_of
+
+Range = tuple[int, int]
+"""start and stop positions."""
+
+MAX_DEATHS = 5.0
+"""Deaths that a slice or sample may outlive before it is taken for the cause."""
+WEIGHT_BY_ITSELF = 2.5
+"""A crash or hang counts for more than a kill from outside, which says little about the sample: two suffice."""
+MAX_READS = 3
+"""Failed reads of a sample before the trainer must decide; with 0.5 and 1 s between them."""
+READ_RETRY_S = 0.5
+AVOID_S = 5.0
+"""Seconds for which another worker is preferred after a failed read; then any may try."""
+
+
+class StreamSlices:
+    """A position is waiting, leased, lost or arrived; a slice is leased only inside the window."""
+
+    def __init__(self, event: StreamRegistered, now_s: float) -> None:
+        self.id: StreamId = event.stream
+        self.source = event.source
+        self.timeline = event.timeline
+        self.slice_size = event.slice_size
+        self.beat_number = -1
+        self.last_beat_s = now_s
+        self.quarantined = event.quarantined
+        self.window = event.window
+        self.head_step = event.head_step
+        self._arrived = event.arrived
+        self._head_start = self._start_of(event.head_step)
+        self._next_step = event.head_step
+        """The first batch not yet cut into slices."""
+        self._waiting: list[Range] = []
+        self._not_before_s: dict[Range, float] = {}
+        self._avoid: dict[Range, tuple[str, float]] = {}
+        """Range -> the worker that failed to read it, and until when another is preferred."""
+        self.leased: set[Range] = set()
+        self.lost: dict[int, str] = {}
+        """Position -> cause, until the trainer quarantines it."""
+        self._deaths: dict[Range, float] = {}
+        self._failed_reads: dict[int, int] = {}
+
+    def beaten(self, event: StreamBeaten, now_s: float) -> None:
+        """Take over what the trainer said, unless it is older than what is known."""
+        self.last_beat_s = now_s
+        if event.number <= self.beat_number or event.head_step < self.head_step:
+            return
+        self.beat_number, self.window = event.number, event.window
+        if event.head_step > self.head_step:
+            self._move_head(event.head_step)
+        self._arrived = event.arrived
+        self.quarantined = event.quarantined
+        for position in [position for position in self.lost if position in self.quarantined]:
+            del self.lost[position]
+            heapq.heappush(self._waiting, (position, position + 1))
+        self.leased = {held for held in self.leased if not self.has_arrived(held)}
+
+    def has_arrived(self, held: Range) -> bool:
+        """True if every position of the range is with the trainer."""
+        start, stop = max(held[0], self._head_start), held[1]
+        if stop <= start:
+            return True
+        mask = (1 << (stop - start)) - 1
+        return self._arrived >> (start - self._head_start) & mask == mask
+
+    @property
+    def num_waiting(self) -> int:
+        """Slices that could be leased now or soon."""
+        return len(self._waiting)
+
+    def offer(self, worker: str, now_s: float) -> Range | None:
+        """The lowest waiting slice that this worker may make now."""
+        self._refill()
+        return min((waiting for waiting in self._waiting if self._may_make(worker, waiting, now_s)), default=None)
+
+    def take(self, offered: Range) -> None:
+        """The slice is leased."""
+        self._remove(offered)
+        self.leased.add(offered)
+
+    def give_back(self, held: Range) -> None:
+        """A lease ended without arrival: the slice waits again, unless it has arrived after all."""
+        if held in self.leased:
+            self.leased.discard(held)
+            if not self.has_arrived(held):
+                heapq.heappush(self._waiting, held)
+
+    def blame(self, held: Range, *, cause: str, by_itself: bool, position: int | None) -> None:
+        """The worker that worked on `held` died; what has outlived too many is split, then lost."""
+        self.give_back(held)
+        suspect = held if position is None else (position, position + 1)
+        self._deaths[suspect] = self._deaths.get(suspect, 0.0) + (WEIGHT_BY_ITSELF if by_itself else 1.0)
+        if self._deaths[suspect] < MAX_DEATHS or held not in self._waiting:
+            return
+        del self._deaths[suspect]
+        if suspect[1] - suspect[0] == 1:
+            self._lose(held, suspect[0], cause)
+        else:
+            self._replace(held, [(place, place + 1) for place in range(*held)])
+
+    def read_failed(self, held: Range, position: int, *, worker: str, cause: str, now_s: float) -> None:
+        """A read failed: try again a little later, if possible elsewhere, up to MAX_READS times."""
+        self.give_back(held)
+        if held not in self._waiting:
+            return
+        failures = self._failed_reads[position] = self._failed_reads.get(position, 0) + 1
+        if failures >= MAX_READS:
+            del self._failed_reads[position]
+            self._lose(held, position, cause)
+        else:
+            self._not_before_s[held] = now_s + READ_RETRY_S * failures
+            self._avoid[held] = (worker, now_s + AVOID_S)
+
+    def _lose(self, held: Range, position: int, cause: str) -> None:
+        start, stop = held
+        self._replace(held, [part for part in ((start, position), (position + 1, stop)) if part[0] < part[1]])
+        self.lost[position] = cause
+
+    def _replace(self, held: Range, parts: list[Range]) -> None:
+        self._remove(held)
+        for part in parts:
+            heapq.heappush(self._waiting, part)
+
+    def _remove(self, waiting: Range) -> None:
+        self._waiting.remove(waiting)
+        heapq.heapify(self._waiting)
+        self._not_before_s.pop(waiting, None)
+        self._avoid.pop(waiting, None)
+
+    def _may_make(self, worker: str, waiting: Range, now_s: float) -> bool:
+        avoided, until_s = self._avoid.get(waiting, ("", 0.0))
+        return self._not_before_s.get(waiting, 0.0) <= now_s and (worker != avoided or until_s <= now_s)
+
+    def _refill(self) -> None:
+        """Cut the batches that the window has reached, and drop what has arrived meanwhile."""
+        while self._next_step < min(self.head_step + self.window, self.timeline.num_steps):
+            for part in slices_of(self.timeline.batch(self._next_step), self.slice_size):
+                heapq.heappush(self._waiting, part)
+            self._next_step += 1
+        for arrived in [waiting for waiting in self._waiting if self.has_arrived(waiting)]:
+            self._remove(arrived)
+
+    def _move_head(self, head_step: int) -> None:
+        self.head_step, self._head_start = head_step, self._start_of(head_step)
+        self._next_step = max(self._next_step, head_step)
+        self._deaths = {held: score for held, score in self._deaths.items() if held[1] > self._head_start}
+        self._failed_reads = {place: count for place, count in self._failed_reads.items() if place >= self._head_start}
+
+    def _start_of(self, step: int) -> int:
+        return self.timeline.batch(step).start if step < self.timeline.num_steps else self.timeline.end_position

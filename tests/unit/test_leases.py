@@ -1,0 +1,214 @@
+"""Leases: each slice is placed exactly once, whatever the link and the workers do."""
+
+from __future__ import annotations
+
+import random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.lease_events import (
+    Action,
+    AskToJoin,
+    AskToRegister,
+    Condemn,
+    Grant,
+    ReportLost,
+    Retire,
+    SliceGivenBack,
+    StreamBeaten,
+    StreamLeft,
+    StreamRegistered,
+    Ticked,
+    WorkerBeaten,
+    WorkerGone,
+    WorkerJoined,
+)
+from pipeline.leases import LEASES_IN_HAND, Leases
+from pipeline.timeline import LastBatch, Timeline, TimelineEntry
+from tests.laws import LossySystem
+
+
+def timeline(num_samples: int = 64, batch_size: int = 8, epochs: int = 1, last_batch: LastBatch = "drop") -> Timeline:
+    entry = TimelineEntry(start=0, step=0, recipe="r", batch_size=batch_size)
+    return Timeline([entry], num_samples=num_samples, last_batch=last_batch, end_position=epochs * num_samples)
+
+
+def registered(name: str = "s", *, window: int = 2, slice_size: int = 4, **changes: int) -> StreamRegistered:
+    return StreamRegistered(
+        stream=(name, changes.get("incarnation", 1)), source="photos", timeline=timeline(), slice_size=slice_size,
+        head_step=changes.get("head_step", 0), arrived=changes.get("arrived", 0), window=window, quarantined=frozenset(),
+    )  # fmt: skip
+
+
+def beaten(number: int, *, head_step: int = 0, arrived: int = 0, window: int = 2, quarantined: frozenset[int] = frozenset()) -> StreamBeaten:
+    return StreamBeaten(
+        stream=("s", 1), number=number, head_step=head_step, arrived=arrived, window=window, quarantined=quarantined
+    )
+
+
+def joined(worker: str) -> WorkerJoined:
+    return WorkerJoined(worker=worker, sources=frozenset({"photos"}))
+
+
+def ranges(actions: list[Action]) -> list[tuple[str, int, int]]:
+    return [(a.worker, a.lease.start, a.lease.stop) for a in actions if isinstance(a, Grant)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    num_samples=st.integers(1, 50),
+    batch_size=st.integers(1, 12),
+    slice_size=st.integers(1, 16),
+    window=st.integers(1, 4),
+    num_workers=st.integers(1, 4),
+    drop=st.sampled_from([0.0, 0.05, 0.3]),
+    kill=st.sampled_from([0.0, 0.02]),
+    last_batch=st.sampled_from(["keep", "wrap"]),
+)
+def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
+    seed: int, num_samples: int, batch_size: int, slice_size: int, window: int, num_workers: int, drop: float, kill: float,
+    last_batch: LastBatch,
+) -> None:  # fmt: skip
+    """Exactly once, in order, inside the window, and always to the end while one worker lives."""
+    plan = timeline(num_samples, batch_size, epochs=2, last_batch=last_batch)
+    system = LossySystem(plan, window, slice_size, random.Random(seed), drop=drop, kill=kill)
+    system.run(num_workers, max_s=3000.0)
+    assert list(range(2 * num_samples)) == sorted(system.placed)
+    assert list(range(plan.num_steps)) == system.taken
+
+
+def test_work_is_shared_and_bounded_by_the_window() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(joined("b"), 0.0)
+    granted = ranges(leases.step(registered(window=2), 0.0))
+    assert [("a", 0, 4), ("b", 4, 8), ("a", 8, 12), ("b", 12, 16)] == granted
+    more = leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
+    assert [] == ranges(more), "the window is used up, not the worker"
+    assert [("a", 16, 20), ("a", 20, 24)] == ranges(leases.step(beaten(1, head_step=1, arrived=0xFF), 0.2))
+
+
+def test_a_worker_never_has_more_than_its_leases_in_hand() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    assert LEASES_IN_HAND == len(ranges(leases.step(registered(window=8), 0.0)))
+
+
+def test_a_dead_workers_slices_go_to_another() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(), 0.0)
+    leases.step(WorkerGone(worker="a", cause="SIGKILL", blame=True), 0.1)
+    assert [("b", 0, 4), ("b", 4, 8)] == ranges(leases.step(joined("b"), 0.2))
+
+
+def test_silence_condemns_a_worker_and_a_stream() -> None:
+    leases = Leases(worker_ttl_s=10, stream_ttl_s=60)
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(), 0.0)
+    assert [Condemn(worker="a")] == leases.step(Ticked(), 10.1)
+    assert [AskToJoin(worker="a")] == leases.step(WorkerBeaten(worker="a", number=1, received=0, holding=()), 10.2)
+    assert [Retire(stream=("s", 1))] == leases.step(Ticked(), 60.1)
+    assert [AskToRegister(stream=("s", 1))] == leases.step(beaten(1), 60.2)
+
+
+def test_a_slice_that_outlives_five_workers_is_leased_a_sample_at_a_time_and_the_killer_is_named() -> None:
+    """Nobody tells which sample it was (the pool died too): halving down to single samples finds it."""
+    leases = Leases()
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    lost: list[ReportLost] = []
+    arrived = 0
+    for number in range(40):
+        name, now_s = f"w{number}", float(number)
+        actions = leases.step(joined(name), now_s)
+        lost += [action for action in actions if isinstance(action, ReportLost)]
+        in_hand = ranges(actions)
+        while in_hand and 3 not in range(*in_hand[0][1:]):
+            arrived |= sum(1 << place for place in range(*in_hand[0][1:]))
+            in_hand = in_hand[1:] + ranges(leases.step(beaten(number * 10 + bin(arrived).count("1"), arrived=arrived, window=1), now_s))
+            received = leases.workers[name].last_lease
+            holding = tuple(range(received - len(in_hand) + 1, received + 1))
+            in_hand += ranges(
+                leases.step(WorkerBeaten(worker=name, number=arrived, received=received, holding=holding), now_s)
+            )
+        actions = leases.step(WorkerGone(worker=name, cause="SIGSEGV", blame=True), now_s)
+        lost += [action for action in actions if isinstance(action, ReportLost)]
+        if lost:
+            break
+    assert (3, "SIGSEGV") == (lost[0].lost[0].position, lost[0].lost[0].cause)
+    assert 0b11110111 & arrived == arrived
+
+
+def test_two_crashes_at_a_known_sample_suffice_and_its_neighbours_go_on() -> None:
+    leases = Leases()
+    leases.step(registered(window=1), 0.0)
+    leases.step(joined("a"), 0.0)
+    gone = {"cause": "SIGSEGV", "blame": True, "by_itself": True, "at": (("s", 1), 2)}
+    assert [] == leases.step(WorkerGone(worker="a", **gone), 0.1)  # type: ignore[arg-type]
+    leases.step(joined("b"), 0.2)
+    (report,) = leases.step(WorkerGone(worker="b", **gone), 0.3)  # type: ignore[arg-type]
+    assert isinstance(report, ReportLost)
+    assert [2] == [lost.position for lost in report.lost]
+    assert [("c", 0, 2), ("c", 3, 4)] == ranges(leases.step(joined("c"), 0.4))
+    (again,) = [a for a in leases.step(Ticked(), 1.0) if isinstance(a, ReportLost)]
+    assert report == again, "repeated until the trainer has decided"
+    leases.step(WorkerBeaten(worker="c", number=1, received=2, holding=()), 1.1)
+    (grant, *_) = [a for a in leases.step(beaten(1, quarantined=frozenset({2}), window=1), 1.2) if isinstance(a, Grant)]
+    assert ((2, 3), (2,)) == ((grant.lease.start, grant.lease.stop), grant.lease.quarantined)
+
+
+def test_a_failed_read_is_tried_on_another_worker_then_reported() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    leases.step(joined("b"), 0.0)
+    failed = {"position": 5, "cause": "I/O error"}
+    assert [] == leases.step(SliceGivenBack(worker="a", lease=1, **failed), 0.1)  # type: ignore[arg-type]
+    leases.step(WorkerBeaten(worker="a", number=1, received=1, holding=()), 0.1)
+    assert [("b", 0, 8)] == ranges(leases.step(Ticked(), 0.7))
+    leases.step(SliceGivenBack(worker="b", lease=1, **failed), 0.8)  # type: ignore[arg-type]
+    leases.step(WorkerBeaten(worker="b", number=1, received=1, holding=()), 0.8)
+    assert [("a", 0, 8)] == ranges(leases.step(Ticked(), 1.9))
+    (report, *_) = leases.step(SliceGivenBack(worker="a", lease=2, **failed), 2.0)  # type: ignore[arg-type]
+    assert isinstance(report, ReportLost)
+    assert ["I/O error"] == [lost.cause for lost in report.lost]
+
+
+def test_a_lease_whose_slice_never_arrives_is_leased_again() -> None:
+    leases = Leases(resend_s=2.0)
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    leases.step(WorkerBeaten(worker="a", number=1, received=1, holding=()), 1.0)
+    assert [] == ranges(leases.step(Ticked(), 2.5))
+    assert [("a", 0, 8)] == ranges(leases.step(Ticked(), 3.5))
+
+
+def test_a_new_incarnation_voids_the_old() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(), 0.0)
+    leases.step(registered(incarnation=2), 0.1)
+    assert {("s", 2)} == set(leases.streams)
+    assert [] == leases.step(StreamLeft(stream=("s", 1)), 0.2)
+
+
+def test_a_stream_registered_in_the_middle_is_leased_only_what_is_missing() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    assert [("a", 12, 16), ("a", 16, 20)] == ranges(leases.step(registered(head_step=1, arrived=0b1111), 0.0))
+
+
+def test_two_streams_share_the_workers() -> None:
+    leases = Leases()
+    leases.step(registered("fast", window=8), 0.0)
+    leases.step(registered("slow", window=8), 0.0)
+    grants = [a.lease.stream for name in "abcd" for a in leases.step(joined(name), 0.0) if isinstance(a, Grant)]
+    assert {"fast": 4, "slow": 4} == {name: grants.count(name) for name in ("fast", "slow")}
+
+
+def test_a_worker_without_the_source_gets_nothing() -> None:
+    leases = Leases()
+    leases.step(registered(), 0.0)
+    assert [] == leases.step(WorkerJoined(worker="a", sources=frozenset({"other"})), 0.0)
