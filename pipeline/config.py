@@ -22,14 +22,14 @@ from typing import Any
 import yaml
 
 from pipeline.config_chain import as_item, read_chain
-from pipeline.config_job import Job, job_recipes, override, read_job
+from pipeline.config_job import ExaminedJob, Job, job_recipes, override, read_job
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
 from pipeline.located import Located, ProblemList, Scalar, describe, nearest
 from pipeline.recipe import Chain
 
 MAX_FILE_NBYTES = 256 * 1024
-"""The longest chain we know of is 20 kB; PyYAML reads this in about 3 s. Chosen."""
+"""The longest chain we know of is 20 kB; the slowest text of this size that we found takes 5 s."""
 MAX_NODES = 10_000
 """Values in a file, aliases written out. Chosen."""
 MAX_DEPTH = 40
@@ -38,7 +38,7 @@ MAX_DEPTH = 40
 _INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 _CONSTANTS: dict[str, Scalar] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
@@ -51,23 +51,41 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     Relative paths in the job (sources, labels, chain files, `file.py` references) are relative to its folder,
     also those given by an override. An override is `a.b=v`, v being YAML.
     """
+    examined = examine_job(path, overrides)
+    if examined.problems:
+        raise ConfigError(examined.problems)
+    assert examined.config is not None
+    assert examined.train is not None
+    return Job(path=path, config=examined.config, train=examined.train, eval=examined.eval)
+
+
+def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
+    """What `load_job` finds, wrong or right, for those who go on to look for more problems.
+
+    Raises ConfigError only if the file is no YAML at all.
+    """
     problems = ProblemList()
     root = _read_file(path, problems)
     for argument in overrides:
         root = _override(root, argument, problems)
-    config = read_job(root, path.resolve().parent, problems)
-    recipes = job_recipes(root, config, path.resolve().parent, problems, lambda file: _load_chain(file, problems))
-    problems.raise_if_any()
-    assert config is not None
-    assert recipes is not None
-    return Job(path=path, config=config, train=recipes[0], eval=recipes[1])
+    folder = path.resolve().parent
+    config = read_job(root, folder, problems)
+    recipes, plugins = job_recipes(root, config, folder, problems, lambda file: _load_chain(file, problems))
+    return ExaminedJob(
+        config=config,
+        train=recipes.get("train"),
+        eval=recipes.get("eval"),
+        plugins=plugins,
+        problems=problems.in_order(),
+    )
 
 
 def load_chain(path: Path) -> Chain:
     """The chain of a file: a list of transforms, or what `albumentations.save(..., data_format="yaml")` wrote."""
     problems = ProblemList()
     chain = _load_chain(path, problems)
-    problems.raise_if_any()
+    if problems.problems:
+        raise ConfigError(problems.in_order())
     assert chain is not None
     return chain
 
@@ -213,8 +231,8 @@ class _Locator:
             self._problems.add(located, path, expected="a finite number", got=node.value)
         elif isinstance(located.value, int) and not -(2**63) <= located.value < 2**63:
             self._problems.add(located, path, expected="an integer of 64 bits", got=describe(node.value))
-        elif isinstance(located.value, str) and _SURROGATE.search(located.value):
-            self._problems.add(located, path, expected="Unicode text", got="half of a surrogate pair")
+        elif isinstance(located.value, str) and _NOT_TEXT.search(located.value):
+            self._problems.add(located, path, expected="text", got="a NUL or half a surrogate pair")
         return located
 
     def _locate_map(self, node: yaml.MappingNode, path: str, depth: int) -> Located:

@@ -2,7 +2,7 @@
 
 In:  Located values.
 Out: `Chain` (its transforms are not looked up here), and back: the plain item of a node.
-Never reads a file, knows no transform's name.
+Never reads a file, looks no transform up; it knows some names only for what `albumentations.save` does to them.
 
     - HorizontalFlip                                # the class's own defaults
     - RandomCrop: {height: 64, width: 64}
@@ -12,6 +12,7 @@ Never reads a file, knows no transform's name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from pipeline.located import Located, ProblemList, describe
@@ -19,11 +20,24 @@ from pipeline.recipe import Chain, ChainNode
 
 SAVED_NAME = "__class_fullname__"
 _SAVED_COMPOSE_DEFAULTS: dict[str, Any] = {"bbox_params": None, "keypoint_params": None, "additional_targets": {}}
+_MASKING = ("fill", "fill_mask", "mask_x_length", "mask_y_length", "num_masks_x", "num_masks_y")
+_SAVED_TOO_MUCH: dict[str, tuple[str, ...]] = {
+    "FrequencyMasking": _MASKING,
+    "TimeMasking": _MASKING,
+    "PadIfNeeded": ("padding",),
+    "RGBShift": ("approximation", "noise_params", "noise_type", "spatial_mode"),
+    "SafeRotate": (
+        *("balanced_scale", "fit_output", "keep_ratio", "rotate", "scale", "shear"),
+        *("translate_percent", "translate_px"),
+    ),
+}
+"""What albumentations 2.0.8 saves of a parent class though the class itself does not take it."""
 _ITEM_FORMS = "a transform: `Name`, `Name: {parameter: value}` or `Name: [transforms]`"
 
 
 def read_chain(root: Located, path: str, problems: ProblemList, *, may_be_saved: bool = False) -> Chain | None:
-    """The chain below `root`; None, with problems noted, where it is neither a list nor a saved transform."""
+    """The chain below `root`; None, with problems noted, if any of its nodes can't be read."""
+    num_before = len(problems.problems)
     if isinstance(root.value, tuple):
         nodes = [_read_item(item, f"{path}[{index}]", problems) for index, item in enumerate(root.value)]
     elif may_be_saved and "transform" in root.items:
@@ -33,6 +47,8 @@ def read_chain(root: Located, path: str, problems: ProblemList, *, may_be_saved:
             ", or a map with `transform` (albumentations.save)" if may_be_saved else ""
         )
         problems.add(root, path, expected=expected, got=describe(root.plain()))
+        return None
+    if len(problems.problems) > num_before:
         return None
     return Chain(file=root.file, line=root.line, path=path, nodes=tuple(node for node in nodes if node is not None))
 
@@ -101,13 +117,20 @@ def _read_saved_file(root: Located, path: str, problems: ProblemList) -> list[Ch
         if key not in ("transform", "__version__"):
             expected = "`__version__` and `transform` only"
             problems.add(entry, path, expected=expected, got=repr(key), line=entry.key_line)
+        elif key == "__version__" and not isinstance(entry.value, str):
+            problems.add(entry, key, expected="a version such as 2.0.8", got=describe(entry.plain()))
     node = _read_saved(root.items["transform"], path, problems)
     if node is None or node.name != "Compose" or not node.is_composition:
         return [node]
-    if node.params.get("p", 1.0) != 1:
-        at = root.items["transform"].items["p"]
-        way_out = "save a Compose that holds one Sequential with that p"
-        problems.add(at, f"{path}.p", expected="1.0 (a chain always runs)", got=describe(at.plain()), way_out=way_out)
+    entries = root.items["transform"].items
+    for key, value in node.params.items():
+        if key != "p":
+            expected = "p, transforms and what albumentations saves beside them"
+            problems.add(entries[key], f"{path}.{key}", expected=expected, got=repr(key), line=entries[key].key_line)
+        elif isinstance(value, bool) or value != 1:
+            way_out = "save a Compose that holds one Sequential with that p"
+            expected = "1.0 (a chain always runs)"
+            problems.add(entries[key], f"{path}.p", expected=expected, got=describe(value), way_out=way_out)
     return list(node.children)
 
 
@@ -121,6 +144,9 @@ def _read_saved(item: Located, path: str, problems: ProblemList) -> ChainNode | 
     here = f"{path}.{name}"
     if name == "Compose":
         item = _without_targets(item, here, problems)
+    elif name in _SAVED_TOO_MUCH:
+        kept = {key: entry for key, entry in item.items.items() if key not in _SAVED_TOO_MUCH[name]}
+        item = replace(item, value=kept)
     return _read_body(name, item, here, problems, saved=True)
 
 
@@ -138,4 +164,4 @@ def _without_targets(compose: Located, path: str, problems: ProblemList) -> Loca
                 problems.add(entry, f"{path}.{key}", expected="true or false", got=describe(entry.plain()))
         else:
             kept[key] = entry
-    return Located(value=kept, file=compose.file, line=compose.line, key_line=compose.key_line)
+    return replace(compose, value=kept)

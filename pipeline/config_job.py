@@ -10,6 +10,7 @@ that `train` does not use. A job with one source and no such split may do withou
 
 from __future__ import annotations
 
+import os
 import re
 import types
 import typing
@@ -22,12 +23,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
 from pipeline.config_chain import read_chain
-from pipeline.errors import ConfigError
-from pipeline.job import JobConfig
+from pipeline.errors import ConfigError, Problem
+from pipeline.job import DecodeSection, JobConfig
 from pipeline.located import Located, ProblemList, describe, nearest
 from pipeline.recipe import Chain, Decode, Recipe
 from pipeline.user_code import plugin_name, source_digest
 
+ChainLoader = Callable[[Path], Chain | None]
 _PATH_FIELDS = ("path", "labels")
 _STREAMS = ("train", "eval")
 
@@ -42,6 +44,18 @@ class Job:
     """Its fields; paths are absolute."""
     train: Recipe
     eval: Recipe | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExaminedJob:
+    """What could be read of a job file, right or wrong; a recipe is there if its chain could be read."""
+
+    config: JobConfig | None
+    train: Recipe | None
+    eval: Recipe | None
+    plugins: tuple[str, ...]
+    """The references whose source was found, `file.py` made absolute."""
+    problems: tuple[Problem, ...]
 
 
 def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | None:
@@ -63,25 +77,19 @@ def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | 
 
 
 def job_recipes(
-    root: Located,
-    config: JobConfig | None,
-    folder: Path,
-    problems: ProblemList,
-    load_chain: Callable[[Path], Chain | None],
-) -> tuple[Recipe, Recipe | None] | None:
-    """(train, eval) recipes; None, with problems noted, where a chain can't be read or the job is wrong."""
-    chains: dict[str, Chain | None] = {}
+    root: Located, config: JobConfig | None, folder: Path, problems: ProblemList, load_chain: ChainLoader
+) -> tuple[dict[str, Recipe], tuple[str, ...]]:
+    """Stream name -> recipe, for the chains that can be read; and the plug-ins whose source was found."""
+    digests, plugins = _plugin_digests(root, folder, problems)
+    section = config.decode if config is not None else DecodeSection()
+    decode = Decode(color=section.color, depth=section.depth, max_pixels=section.max_pixels)
+    recipes: dict[str, Recipe] = {}
     for stream in _STREAMS:
         at = root.items[stream].items.get("chain") if stream in root.items else None
-        if at is not None:
-            chains[stream] = _read_stream_chain(at, f"{stream}.chain", folder, problems, load_chain)
-    digests = _plugin_digests(root, folder, problems)
-    train, held_out = chains.get("train"), chains.get("eval")
-    if config is None or train is None:
-        return None
-    decode = Decode(color=config.decode.color, depth=config.decode.depth, max_pixels=config.decode.max_pixels)
-    made = [Recipe(chain=chain, decode=decode, plugins=digests) for chain in (train, held_out) if chain is not None]
-    return made[0], made[1] if len(made) == 2 else None
+        chain = _read_stream_chain(at, f"{stream}.chain", folder, problems, load_chain) if at is not None else None
+        if chain is not None:
+            recipes[stream] = Recipe(chain=chain, decode=decode, plugins=digests)
+    return recipes, plugins
 
 
 def override(root: Located, dotted: str, value: Located, problems: ProblemList, above: str = "") -> Located:
@@ -153,7 +161,8 @@ def _absolute_source(source: Any, folder: Path) -> Any:
 
 
 def _absolute(text: str, folder: Path) -> str:
-    return str(folder / Path(text).expanduser())
+    # Only the user's own home: another's may not exist, which is an error of another kind.
+    return str(folder / (Path(text).expanduser() if text.startswith("~/") else text))
 
 
 def _absolute_reference(reference: str, folder: Path) -> str:
@@ -162,7 +171,7 @@ def _absolute_reference(reference: str, folder: Path) -> str:
 
 
 def _read_stream_chain(
-    at: Located, path: str, folder: Path, problems: ProblemList, load_chain: Callable[[Path], Chain | None]
+    at: Located, path: str, folder: Path, problems: ProblemList, load_chain: ChainLoader
 ) -> Chain | None:
     if not isinstance(at.value, str):
         if not isinstance(at.value, tuple):
@@ -171,8 +180,8 @@ def _read_stream_chain(
             return None
         return read_chain(at, path, problems)
     file = Path(_absolute(at.value, folder))
-    if not file.is_file():
-        siblings = [sibling.name for sibling in file.parent.glob("*.yaml")] if file.parent.is_dir() else []
+    if not os.path.isfile(file):  # unlike Path.is_file it is also False for a name that is too long
+        siblings = [sibling.name for sibling in file.parent.glob("*.yaml")] if os.path.isdir(file.parent) else []
         way_out = nearest(file.name, siblings)
         expected = "a chain file's path, relative to the job file"
         problems.add(at, path, expected=expected, got=f"no file {at.value!r}", way_out=way_out)
@@ -180,10 +189,12 @@ def _read_stream_chain(
     return load_chain(file)
 
 
-def _plugin_digests(root: Located, folder: Path, problems: ProblemList) -> dict[str, str]:
+def _plugin_digests(root: Located, folder: Path, problems: ProblemList) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Plug-in name -> SHA-256 of its source, and the references of those found."""
     plugins = root.items.get("plugins")
     entries = plugins.value if plugins is not None and isinstance(plugins.value, tuple) else ()
     digests: dict[str, str] = {}
+    references = []
     for index, entry in enumerate(entries):
         if not isinstance(entry.value, str):
             continue  # pydantic has noted it
@@ -198,7 +209,8 @@ def _plugin_digests(root: Located, folder: Path, problems: ProblemList) -> dict[
         if name in digests:
             problems.add(entry, f"plugins[{index}]", expected="each plug-in once", got=f"{name!r} again")
         digests[name] = digest
-    return digests
+        references.append(_absolute_reference(entry.value, folder))
+    return digests, tuple(references)
 
 
 def _note(details: ErrorDetails, root: Located, problems: ProblemList, *, is_known: bool) -> None:

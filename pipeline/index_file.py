@@ -5,8 +5,13 @@ Out: `Index`: path, size and label of sample i, at a few bytes of private memory
 Never lists folders, never opens an image.
 
 The file: 8 bytes of magic, 8 bytes with the length of a JSON head, the head, then these arrays (little endian):
-path ends (int64), sizes (int64), labels (int32), path bytes. The head has what it takes to trust them (lengths,
-xxh3 of the arrays) and the `witnesses`: files and folders whose mtime and size tell that a new scan is needed.
+path ends (int64), sizes (int64), labels (int32), path bytes, and change times (int64) if the fingerprint covers
+content. The head has what it takes to trust them: lengths, an xxh3, and the witnesses.
+
+A new scan is made when a witness (each folder that was listed, the CSV of a manifest) has another change time or
+size; with `content`, also when any file has. NOT noticed otherwise: a file rewritten in place, until it is read
+and has another size. To force a new scan, `touch` the folder or the CSV, or delete the cache folder. Change times
+(ctime) can't be set back, as mtimes are by tar and rsync. They are no part of the fingerprint.
 """
 
 from __future__ import annotations
@@ -31,8 +36,8 @@ from pipeline.errors import ConfigError, Problem
 
 MAGIC = b"HRINDEX1"
 UNSETTLED_NS = 2_000_000_000
-"""A witness that changed less than 2 s before the scan may change again within one tick of its clock (FAT and some
-network file systems count 1 to 2 s), so such an index is not trusted a second time. Git guards its index so too."""
+"""A witness that changed less than 2 s before the scan may change again within one tick of its clock (some network
+file systems count whole seconds), so such an index is not trusted a second time. Git guards its index so too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,38 +45,50 @@ class Witness:
     """A file or folder whose change makes an index stale."""
 
     path: bytes
-    mtime_ns: int
+    changed_ns: int
     nbytes: int
 
     @classmethod
     def of(cls, path: bytes) -> Witness:
         status = os.stat(path)
-        return cls(path, status.st_mtime_ns, status.st_size)
+        return cls(path, status.st_ctime_ns, status.st_size)
 
 
 @dataclass(slots=True)
 class IndexBuilder:
     """Collects samples in their final order; 20 bytes and the path each."""
 
+    base: bytes
+    """The folder that paths are relative to; absolute."""
+    content: bool = False
+    """True: the fingerprint covers each file's bytes too."""
     classes: tuple[bytes, ...] = ()
     """Class names as they are on disk; a label is an index into them."""
     paths: bytearray = field(default_factory=bytearray)
     path_ends: array[int] = field(default_factory=lambda: array("q"))
     sizes: array[int] = field(default_factory=lambda: array("q"))
     labels: array[int] = field(default_factory=lambda: array("i"))
-    content_sha256: Any = None
-    """A running SHA-256 over each file's SHA-256, when the fingerprint is to cover the bytes."""
+    changed_ns: array[int] = field(default_factory=lambda: array("q"))
+    contents: Any = field(default_factory=hashlib.sha256)
+    """Over each file's SHA-256, in order."""
     witnesses: list[Witness] = field(default_factory=list)
     started_ns: int = field(default_factory=time.time_ns)
 
     def add(self, path: bytes, size: int, label: int) -> None:
+        """One more sample; with `content` its file is read now. A size of -1: there is no such file."""
         self.paths += path
         self.path_ends.append(len(self.paths))
         self.sizes.append(size)
         self.labels.append(label)
+        if self.content and size >= 0:
+            with open(os.path.join(self.base, path), "rb") as opened:
+                self.contents.update(hashlib.file_digest(opened, "sha256").digest())
+                self.changed_ns.append(os.fstat(opened.fileno()).st_ctime_ns)
+        elif self.content:
+            self.changed_ns.append(0)
 
     def sections(self) -> list[bytes]:
-        """The arrays in file order, little endian whatever the machine."""
+        """The arrays that the fingerprint covers, in file order, little endian whatever the machine."""
         return [
             np.asarray(self.path_ends).astype("<i8").tobytes(),
             np.asarray(self.sizes).astype("<i8").tobytes(),
@@ -86,11 +103,13 @@ class Index:
     def __init__(self, head: dict[str, Any], arrays: memoryview) -> None:
         num = int(head["num_samples"])
         self.fingerprint = str(head["fingerprint"])
+        self.base = bytes.fromhex(head["base"])
         self.classes = tuple(bytes.fromhex(name) for name in head["classes"])
         self._path_ends = np.frombuffer(arrays, "<i8", num, 0)
         self._sizes = np.frombuffer(arrays, "<i8", num, 8 * num)
         self._labels = np.frombuffer(arrays, "<i4", num, 16 * num)
-        self._paths = arrays[20 * num :]
+        self._paths = arrays[20 * num : 20 * num + head["paths_nbytes"]]
+        self._changed_ns = np.frombuffer(arrays, "<i8", num if head["content"] else 0, 20 * num + head["paths_nbytes"])
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -104,6 +123,18 @@ class Index:
 
     def label(self, index: int) -> int:
         return int(self._labels[index])
+
+    def files_are_unchanged(self) -> bool:
+        """Each file that a `content` fingerprint covers is as it was; one stat a file, so minutes on a slow disk."""
+        for index, changed_ns in enumerate(self._changed_ns):
+            try:
+                status = os.stat(os.path.join(self.base, self.path(index)))
+                found = (status.st_ctime_ns, status.st_size)
+            except OSError:
+                found = (0, -1)
+            if found != (changed_ns, self.size(index)):
+                return False
+        return True
 
 
 def cache_folder() -> Path:
@@ -143,7 +174,7 @@ def cached_index(key: str, build: Callable[[], IndexBuilder]) -> tuple[Index, Pa
     file = cache_folder() / f"{key}.index"
     index = open_index(file)
     if index is None:
-        with _lock(file.with_suffix(".lock")):
+        with lock(file):
             index = open_index(file)
             if index is None:
                 write_index(file, build())
@@ -166,36 +197,62 @@ def open_index(file: Path, *, trusted: bool = False) -> Index | None:
     arrays = view[16 + head_nbytes :]
     try:
         head = json.loads(bytes(view[16 : 16 + head_nbytes]))
-        whole = head["arrays_nbytes"] == len(arrays) and head["arrays_xxh3"] == xxhash.xxh3_128_hexdigest(arrays)
-        if not whole or not (trusted or _is_fresh(head)):
+        if head["arrays_nbytes"] != len(arrays) or head["arrays_xxh3"] != xxhash.xxh3_128_hexdigest(arrays):
             return None
-        return Index(head, arrays)
+        if not trusted and not _witnesses_are_unchanged(head):
+            return None
+        index = Index(head, arrays)
     except (ValueError, KeyError, TypeError):
         return None
+    return index if trusted or index.files_are_unchanged() else None
 
 
 def write_index(file: Path, builder: IndexBuilder) -> None:
-    """Replaces `file` in one step. Callers hold the lock, so the temporary name is theirs alone."""
+    """Writes the index; callers hold `lock(file)`."""
     sections = builder.sections()
+    fingerprint = _fingerprint(builder, sections)
+    sections.append(np.asarray(builder.changed_ns).astype("<i8").tobytes())
     checksum = xxhash.xxh3_128()
     for section in sections:
         checksum.update(section)
     head = {
-        "num_samples": len(builder.sizes),
+        "fingerprint": fingerprint,
+        "base": builder.base.hex(),
+        "content": builder.content,
         "classes": [name.hex() for name in builder.classes],
-        "fingerprint": _fingerprint(builder, sections),
+        "num_samples": len(builder.sizes),
+        "paths_nbytes": len(builder.paths),
         "arrays_nbytes": sum(map(len, sections)),
         "arrays_xxh3": checksum.hexdigest(),
         "started_ns": builder.started_ns,
-        "witnesses": [[witness.path.hex(), witness.mtime_ns, witness.nbytes] for witness in builder.witnesses],
+        "witnesses": [[witness.path.hex(), witness.changed_ns, witness.nbytes] for witness in builder.witnesses],
     }
     head_bytes = json.dumps(head).encode()
-    temporary = file.with_suffix(".tmp")
-    with open(temporary, "wb") as out:
-        out.write(MAGIC + len(head_bytes).to_bytes(8, "little") + head_bytes)
-        for section in sections:
-            out.write(section)
-    temporary.replace(file)
+    write_atomically(file, [MAGIC + len(head_bytes).to_bytes(8, "little") + head_bytes, *sections])
+
+
+def write_atomically(file: Path, parts: list[bytes]) -> None:
+    """Replaces `file` in one step: whoever opens it finds all of the old or all of the new.
+
+    Callers hold `lock(file)`, so the temporary name is theirs, and what a killed writer left is written over.
+    """
+    temporary = file.with_name(f"{file.name}.tmp")
+    try:
+        with open(temporary, "wb") as out:
+            for part in parts:
+                out.write(part)
+        temporary.replace(file)
+    except OSError:  # the disk is full, say: nothing half-written stays
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def lock(file: Path) -> Iterator[None]:
+    """Held by one process at a time, beside `file`; the system releases it if that process is killed."""
+    with open(file.with_name(f"{file.name}.lock"), "wb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        yield
 
 
 def printable(name: bytes) -> str:
@@ -205,34 +262,22 @@ def printable(name: bytes) -> str:
 
 
 def _fingerprint(builder: IndexBuilder, sections: list[bytes]) -> str:
-    sha256 = hashlib.sha256(b"headrace index 1\0")
-    for part in (*builder.classes, b"\0".join(builder.classes)):
-        sha256.update(len(part).to_bytes(8, "little"))
-    sha256.update(b"\0".join(builder.classes))
-    for section in sections:
+    class_names = json.dumps([name.hex() for name in builder.classes]).encode()
+    sha256 = hashlib.sha256(b"headrace index 1")
+    for section in (class_names, *sections, builder.contents.digest() if builder.content else b""):
         sha256.update(len(section).to_bytes(8, "little"))
         sha256.update(section)
-    if builder.content_sha256 is not None:
-        sha256.update(builder.content_sha256.digest())
     return sha256.hexdigest()
 
 
-def _is_fresh(head: dict[str, Any]) -> bool:
+def _witnesses_are_unchanged(head: dict[str, Any]) -> bool:
     """True if no witness has changed since the scan, and none changed so shortly before it that we can't tell."""
-    newest_ns = int(head["started_ns"]) - UNSETTLED_NS
-    for path, mtime_ns, nbytes in head["witnesses"]:
+    settled_ns = int(head["started_ns"]) - UNSETTLED_NS
+    for path, changed_ns, nbytes in head["witnesses"]:
         try:
             status = os.stat(bytes.fromhex(path))
         except OSError:
             return False
-        if status.st_mtime_ns != mtime_ns or status.st_size != nbytes or mtime_ns > newest_ns:
+        if (status.st_ctime_ns, status.st_size) != (changed_ns, nbytes) or changed_ns > settled_ns:
             return False
     return True
-
-
-@contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    """Held by one process at a time; the system releases it if that process is killed."""
-    with open(file, "wb") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
-        yield

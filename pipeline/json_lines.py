@@ -37,6 +37,10 @@ class JsonLines:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self._length_nbytes)
 
+    @property
+    def is_empty(self) -> bool:
+        return self._length_nbytes == 0
+
     def append(self, record: Mapping[str, Any] | msgspec.Struct) -> None:
         """Writes one whole line or none; a full disk is a RunFailed that says so."""
         plain: dict[str, Any] = msgspec.to_builtins(record)

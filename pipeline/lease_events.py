@@ -5,6 +5,7 @@ In and out: nothing; plain records between `pipeline/leases.py` (pure) and `pipe
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pipeline.messages import Lease, Lost
@@ -26,7 +27,8 @@ class StreamRegistered:
     arrived: int
     """Bitmap: bit i is the position `start of the head batch + i`."""
     window: int
-    quarantined: frozenset[int]
+    quarantined: Mapping[int, int]
+    """Position -> attempt to begin with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +40,7 @@ class StreamBeaten:
     head_step: int
     arrived: int
     window: int
-    quarantined: frozenset[int]
+    quarantined: Mapping[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 
 from pipeline.lease_events import StreamBeaten, StreamId, StreamRegistered
+from pipeline.messages import Lost
 from pipeline.timeline import slices_of
 
 Range = tuple[int, int]
@@ -48,8 +49,8 @@ class StreamSlices:
         self._avoid: dict[Range, tuple[str, float]] = {}
         """Range -> the worker that failed to read it, and until when another is preferred."""
         self.leased: set[Range] = set()
-        self.lost: dict[int, str] = {}
-        """Position -> cause, until the trainer quarantines it."""
+        self.lost: dict[int, Lost] = {}
+        """By position, until the trainer quarantines that attempt."""
         self._deaths: dict[Range, float] = {}
         self._failed_reads: dict[int, int] = {}
 
@@ -63,7 +64,8 @@ class StreamSlices:
             self._move_head(event.head_step)
         self._arrived = event.arrived
         self.quarantined = event.quarantined
-        for position in [position for position in self.lost if position in self.quarantined]:
+        decided = [lost.position for lost in self.lost.values() if self.quarantined.get(lost.position, 0) > lost.attempt]
+        for position in decided:
             del self.lost[position]
             heapq.heappush(self._waiting, (position, position + 1))
         self.leased = {held for held in self.leased if not self.has_arrived(held)}
@@ -127,7 +129,8 @@ class StreamSlices:
     def _lose(self, held: Range, position: int, cause: str) -> None:
         start, stop = held
         self._replace(held, [part for part in ((start, position), (position + 1, stop)) if part[0] < part[1]])
-        self.lost[position] = cause
+        attempt = self.quarantined.get(position, 0)
+        self.lost[position] = Lost(position=position, attempt=attempt, cause=cause)
 
     def _replace(self, held: Range, parts: list[Range]) -> None:
         self._remove(held)

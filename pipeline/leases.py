@@ -33,7 +33,7 @@ from pipeline.lease_events import (
     WorkerJoined,
 )
 from pipeline.lease_stream import Range, StreamSlices
-from pipeline.messages import Lease, Lost
+from pipeline.messages import Lease
 
 LEASES_IN_HAND = 2
 """Leases a worker has at a time: one it works on and one that waits, so that it never idles for a round trip."""
@@ -195,7 +195,9 @@ class Leases:
     def _end_lost_leases(self, worker: _Worker, now_s: float) -> None:
         for number, held in list(worker.leases.items()):
             never_seen = number > worker.received and now_s - held.granted_s > self.resend_s
-            never_arrived = held.sent_s is not None and now_s - held.sent_s > self.resend_s
+            # Only a trainer that has spoken since can say that a slice did not arrive; one that is stopped can't.
+            heard_s = self.streams[held.stream].last_beat_s
+            never_arrived = held.sent_s is not None and heard_s - held.sent_s > self.resend_s
             if never_seen or never_arrived:
                 worker.received = max(worker.received, number)
                 del worker.leases[number]
@@ -229,7 +231,7 @@ class Leases:
             start=start,
             stop=stop,
             recipe=stream.timeline.recipe_at(start),
-            quarantined=tuple(sorted(position for position in stream.quarantined if start <= position < stop)),
+            quarantined={place: attempt for place, attempt in stream.quarantined.items() if start <= place < stop},
         )
         return Grant(worker=name, lease=lease)
 
@@ -237,5 +239,4 @@ class Leases:
 def _lost(stream: StreamSlices) -> list[Action]:
     if not stream.lost:
         return []
-    lost = tuple(Lost(position=position, cause=cause) for position, cause in sorted(stream.lost.items()))
-    return [ReportLost(stream=stream.id, lost=lost)]
+    return [ReportLost(stream=stream.id, lost=tuple(lost for _, lost in sorted(stream.lost.items())))]

@@ -63,20 +63,19 @@ class ProblemList:
         """Adds another error's problems to these."""
         self.problems.extend(error.problems)
 
-    def raise_if_any(self) -> None:
-        """Raises one ConfigError with all problems noted so far, in the order of their lines."""
-        if self.problems:
-            raise ConfigError(sorted(self.problems, key=lambda problem: (problem.file, problem.line)))
+    def in_order(self) -> tuple[Problem, ...]:
+        """All problems noted so far, by file and line."""
+        return tuple(sorted(self.problems, key=lambda problem: (problem.file, problem.line)))
 
 
 def describe(value: Any) -> str:
     """A value as a message shows it: short, on one line."""
     if isinstance(value, dict):
-        text = f"a map with {', '.join(map(str, value)) or 'nothing'}"
+        text = f"{{{', '.join(f'{key}: {describe(entry)}' for key, entry in value.items())}}}"
     elif isinstance(value, list | tuple):
-        text = f"a list of {len(value)}: {list(value)!r}"
+        text = f"[{', '.join(map(describe, value))}]"
     elif value is None:
-        text = "nothing (null)"
+        text = "null"
     elif isinstance(value, bool):
         text = str(value).lower()
     else:

@@ -6,8 +6,6 @@ raises PROTOCOL_VERSION. Messages are cumulative: a lost, repeated or old one co
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from pipeline.recipe import BatchSpec, FieldSpec, Recipe
@@ -55,6 +53,8 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
     """A position that can't be made as it stands, and why; the trainer decides by policy."""
 
     position: int
+    attempt: int
+    """0 for the sample itself, 1 for its first substitute, and so on."""
     cause: str
 
 
@@ -73,8 +73,10 @@ class Register(Message, frozen=True, kw_only=True):
     """Bitmap, little-endian: bit i is the position `start of the head batch + i`."""
     window: int
     """Batches from head_step on that may be in flight; 0 until the probe's answer is known."""
-    quarantined: tuple[int, ...] = ()
-    """Positions whose substitutes are to be made, all of them written to disk."""
+    quarantined: dict[int, int] = {}
+    """Position -> attempt to begin with, where the attempts before it can't be made; all written to disk."""
+    batch_specs: dict[str, BatchSpec] = {}
+    """What earlier probes answered, by recipe digest."""
 
 
 class StreamBeat(Message, frozen=True, kw_only=True):
@@ -87,7 +89,7 @@ class StreamBeat(Message, frozen=True, kw_only=True):
     head_step: int
     arrived: bytes
     window: int
-    quarantined: tuple[int, ...] = ()
+    quarantined: dict[int, int] = {}
 
 
 class AskProbe(Message, frozen=True, kw_only=True):
@@ -178,6 +180,7 @@ class WorkerDied(Message, frozen=True, kw_only=True):
     by_itself: bool
     """True for a crash or a hang; False for SIGKILL and SIGTERM, which come from outside."""
     stream: str = ""
+    incarnation: int = 0
     position: int = -1
     """The sample it was working on, -1 if unknown."""
 
@@ -251,8 +254,8 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     stop: int
     recipe: str
-    quarantined: tuple[int, ...] = ()
-    """Positions of this slice whose substitutes are to be made."""
+    quarantined: dict[int, int] = {}
+    """Positions of this slice -> attempt to begin with."""
 
 
 class OpenStream(Message, frozen=True, kw_only=True):
@@ -261,6 +264,8 @@ class OpenStream(Message, frozen=True, kw_only=True):
     stream: str
     incarnation: int
     spec: StreamSpec
+    batch_specs: dict[str, BatchSpec] = {}
+    """By recipe digest, as far as probed; a sample that comes out otherwise breaks the stream."""
 
 
 class CloseStream(Message, frozen=True, kw_only=True):
@@ -336,6 +341,3 @@ class SliceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Seconds spent reading, over the slice."""
     make_s: float = 0.0
     """Seconds spent decoding and transforming, over the slice."""
-
-
-Direction = Literal["to_dispatcher", "to_trainer", "to_worker"]

@@ -30,7 +30,7 @@ class SampleKey(NamedTuple):
     epoch: int
     offset: int
     """Offset in the epoch's order."""
-    index: int
+    sample_index: int
     """Index in the source."""
 
 
@@ -61,7 +61,7 @@ class Order:
         generator = np.random.Philox(key=_words(self.seed, key.epoch), counter=_words(0, attempt, SUBSTITUTE_LANE, key.offset))
         word = int(generator.random_raw())
         # The multiply-shift map of 64 random bits onto 0..n-1; its bias is below n / 2**64.
-        return key._replace(index=word * self.num_samples >> 64)
+        return key._replace(sample_index=word * self.num_samples >> 64)
 
 
 def permuted(offsets: NDArray[np.int64], num_samples: int, seed: int, epoch: int) -> NDArray[np.int64]:

@@ -55,7 +55,9 @@ class Reassembly:
             if batch.start <= header.start and header.stop <= batch.stop:
                 if batch.recipe != header.recipe:
                     return Dropped("wrong_recipe")
-                if not self._bits(batch, header) & ~self._arrived.get(step, 0):
+                present = self._bits(batch, header) & self._arrived.get(step, 0)
+                if present:
+                    # Part of it can be here only if it was given up and leased in smaller parts: those will come.
                     return Dropped("twin")
                 return Placement(step, header.start - batch.start)
         return Dropped("outside_window")

@@ -19,9 +19,10 @@ from typing import Any
 
 import msgspec
 
+from pipeline.config import dump_chain
 from pipeline.errors import ConfigError, Problem
 from pipeline.json_lines import JsonLines, write_failure
-from pipeline.recipe import ChainNode, Recipe
+from pipeline.recipe import Recipe
 
 LOCK_NAME = "run.lock"
 _PARTIAL_PREFIX = ".partial-"
@@ -66,8 +67,8 @@ class RunFolder:
             raise
 
     def write_recipe(self, recipe: Recipe) -> None:
-        """chains/<digest>.yaml holds a chain with the recipe's digest, on disk before this returns."""
-        _write_whole(self.path / "chains" / f"{recipe.digest}.yaml", recipe_text(recipe).encode())
+        """chains/<digest>.yaml has the recipe's chain, and the rest of it in comments; on disk before this returns."""
+        _write_whole(self.path / "chains" / f"{recipe.digest}.yaml", _recipe_text(recipe).encode())
 
     def append_timeline(self, entry: msgspec.Struct | Mapping[str, Any]) -> None:
         """The entry is on disk before this returns."""
@@ -112,6 +113,11 @@ class RunFolder:
             raise write_failure(folder, error) from error
         return folder
 
+    def discard_if_unused(self) -> None:
+        """Removes the folder if no step was recorded in it; `close` is still needed."""
+        if self._metrics.is_empty:
+            shutil.rmtree(self.path)
+
     def close(self) -> None:
         """Syncs what was appended and gives the folder up."""
         for lines in (self._timeline, self._quarantine, self._journal, self._metrics):
@@ -126,23 +132,13 @@ class RunFolder:
         self.close()
 
 
-def recipe_text(recipe: Recipe) -> str:
-    """A chain file, readable by `pipeline.config.load_chain`, with the recipe's chain; the rest is in its comments."""
+def _recipe_text(recipe: Recipe) -> str:
     header = [
         f"# recipe {recipe.digest}, from {recipe.chain.file}",
         f"# decode: {msgspec.json.encode(recipe.decode).decode()}",
         *(f"# plug-in {name}: sha256 {digest}" for name, digest in sorted(recipe.plugins.items())),
     ]
-    # JSON is YAML: written so, the text needs no YAML library here and means the same to every reader.
-    nodes = [f"- {msgspec.json.encode(_plain(node)).decode()}" for node in recipe.chain.nodes]
-    return "\n".join([*header, *(nodes or ["[]"])]) + "\n"
-
-
-def _plain(node: ChainNode) -> dict[str, Any]:
-    arguments: dict[str, Any] = dict(node.params)
-    if node.is_composition:
-        arguments["transforms"] = [_plain(child) for child in node.children]
-    return {node.name: arguments}
+    return "\n".join(header) + "\n" + dump_chain(recipe.chain)
 
 
 def _lock(path: Path) -> int:

@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -106,8 +107,8 @@ def _append_to_path(folder: Path) -> None:
 
 def _existing_file(module_part: str, reference: str, base: Path) -> Path:
     file = (base / module_part).resolve()
-    if not file.is_file():
-        siblings = [path.name for path in file.parent.glob("*.py")] if file.parent.is_dir() else []
+    if not os.path.isfile(file):  # unlike Path.is_file it is also False for a name that is too long
+        siblings = [path.name for path in file.parent.glob("*.py")] if os.path.isdir(file.parent) else []
         raise _refusal(
             reference,
             expected="a Python file, relative to the folder of the file that names it",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -27,9 +28,11 @@ MAX_NDIM = 8
 DTYPES = ("uint8", "uint16", "int64", "float32")
 """What a field may be on the wire; no objects, no structures."""
 
+Record = TypeVar("Record")
+
 _PREFIX = bytes([PROTOCOL_VERSION])
 _encoder = msgspec.msgpack.Encoder()
-_message_decoder = msgspec.msgpack.Decoder(AnyMessage)
+_message_decoder: msgspec.msgpack.Decoder[AnyMessage] = msgspec.msgpack.Decoder(AnyMessage)
 _header_decoder = msgspec.msgpack.Decoder(SliceHeader)
 
 
@@ -40,8 +43,7 @@ def encode_message(message: AnyMessage) -> bytes:
 
 def decode_message(frame: bytes | memoryview) -> AnyMessage:
     """The record a peer sent; RemoteProtocolError for anything else."""
-    message: AnyMessage = _decode(_message_decoder, frame)
-    return message
+    return _decode(_message_decoder, frame)
 
 
 def encode_slice(header: SliceHeader, arrays: Sequence[NDArray[np.generic]]) -> list[bytes | memoryview]:
@@ -51,12 +53,12 @@ def encode_slice(header: SliceHeader, arrays: Sequence[NDArray[np.generic]]) -> 
             raise LocalProtocolError(f"field {spec.name}: spec says {spec}, array is {array.dtype} {array.shape}")
         if not array.flags.c_contiguous:
             raise LocalProtocolError(f"field {spec.name} is not contiguous")
-    return [_PREFIX + _encoder.encode(header), *(memoryview(array).cast("B") for array in arrays)]
+    return [_PREFIX + _encoder.encode(header), *(array.data.cast("B") for array in arrays)]
 
 
 def decode_header(frame: bytes | memoryview) -> SliceHeader:
     """A slice's header, consistent in itself: counts, sizes and dtypes are within bounds."""
-    header: SliceHeader = _decode(_header_decoder, frame)
+    header = _decode(_header_decoder, frame)
     num_samples = header.stop - header.start
     if header.start < 0 or not 1 <= num_samples <= MAX_SLICE_SAMPLES:
         raise RemoteProtocolError(f"slice {header.start}..{header.stop}: expected 1 to {MAX_SLICE_SAMPLES} positions")
@@ -76,7 +78,7 @@ def field_nbytes(field: FieldSpec, num_samples: int) -> int:
     return num_samples * math.prod(field.shape) * np.dtype(field.dtype).itemsize
 
 
-def _decode(decoder: msgspec.msgpack.Decoder, frame: bytes | memoryview) -> object:  # type: ignore[type-arg]
+def _decode(decoder: msgspec.msgpack.Decoder[Record], frame: bytes | memoryview) -> Record:
     if len(frame) > MAX_MESSAGE_NBYTES:
         raise RemoteProtocolError(f"message of {len(frame)} bytes, at most {MAX_MESSAGE_NBYTES} are allowed")
     if bytes(frame[:1]) != _PREFIX:

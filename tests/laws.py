@@ -104,7 +104,7 @@ class LossySystem:
         self.taken: list[int] = []
         self.beat_number = 0
         self.num_started = 0
-        self.quarantined: frozenset[int] = frozenset()
+        self.quarantined: dict[int, int] = {}
         self._act(self.leases.step(self._registration(), 0.0), 0.0)
 
     def run(self, num_workers: int, max_s: float) -> None:
@@ -129,7 +129,7 @@ class LossySystem:
     def _registration(self) -> StreamRegistered:
         return StreamRegistered(
             stream=("s", 1), source="photos", timeline=self.timeline, slice_size=self.slice_size, head_step=0, arrived=0,
-            window=self.window, quarantined=frozenset(),
+            window=self.window, quarantined={},
         )  # fmt: skip
 
     def _start_worker(self, now_s: float) -> None:
@@ -186,6 +186,6 @@ class LossySystem:
                     assert behind or any(b.start <= action.lease.start < b.stop for b in in_window), "leased beyond the window"
                     self.control.send((action.worker, action.lease), now_s)
                 case ReportLost():
-                    self.quarantined |= {lost.position for lost in action.lost}
+                    self.quarantined |= {lost.position: lost.attempt + 1 for lost in action.lost}
                 case AskToJoin() | AskToRegister():
                     pass

@@ -70,7 +70,7 @@ def test_a_billion_samples_can_be_sought_anywhere() -> None:
     """O(1) memory: the keys of the last positions of epoch 1000 need no table."""
     keys = Order(10**9, seed=1, shuffle=True).keys(1001 * 10**9 - 3, 1001 * 10**9 + 3)
     assert [1000] * 3 + [1001] * 3 == [key.epoch for key in keys]
-    assert 6 == len({key.index for key in keys})
+    assert 6 == len({key.sample_index for key in keys})
 
 
 @pytest.mark.parametrize("num_samples", [2, 3, 4, 5, 7, 8, 13, 24])
@@ -102,6 +102,6 @@ def test_a_substitute_is_an_index_of_the_source(num_samples: int, seed: int, att
     order = Order(num_samples, seed=seed, shuffle=True)
     key = order.keys(0, 1)[0]
     substitute = order.substitute(key, attempt)
-    assert 0 <= substitute.index < num_samples
+    assert 0 <= substitute.sample_index < num_samples
     assert substitute == order.substitute(key, attempt)
     assert key[:3] == substitute[:3]

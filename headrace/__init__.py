@@ -1,0 +1,26 @@
+"""headrace: augmented batches for torch training jobs, the same for any number of workers.
+
+`from headrace import Stream` is the library's front door; the command `headrace` is the other one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace._house import own_house
+
+if TYPE_CHECKING:
+    from headrace.library import Stream
+
+__all__ = ["Stream", "__version__"]
+
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Not at the top: the command line and the services import this package and need no torch.
+    if name == "Stream":
+        with own_house():
+            from headrace.library import Stream
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,72 @@
+"""`headrace check FILE...`: is it right, and if not, everything that is wrong with it.
+
+In:  job and chain files, plug-in modules for the chain files.
+Out: `ok FILE (job|chain, digest)` a good file on stdout, every problem of the others on stderr; exit 2 if any.
+Never reads a source: what the data themselves need is found when the job starts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated
+
+import typer
+
+from pipeline.config import examine_job, is_job_file, load_chain
+from pipeline.errors import EXIT_USER_INPUT, ConfigError
+from pipeline.recipe import Recipe
+from pipeline.user_code import load_module, plugin_name, source_digest
+
+
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Job and chain files.", show_default=False)],
+    plugins: Annotated[
+        list[str] | None,
+        typer.Option(help="Module (or file.py) with your own transforms, for chain files; a job names its own."),
+    ] = None,
+) -> None:
+    """Validates job and chain files and prints every error, with file:line."""
+    is_any_wrong = False
+    for file in files:
+        try:
+            print(f"ok {file} ({_check_one(file, plugins or [])})")
+        except ConfigError as error:
+            is_any_wrong = True
+            typer.echo(str(error), err=True)
+    if is_any_wrong:
+        raise typer.Exit(EXIT_USER_INPUT)
+
+
+def _check_one(file: Path, plugins: list[str]) -> str:
+    """What the file is, with its recipes' digests; a ConfigError with every problem if it is wrong."""
+    # Here and not at the top: importing albumentations takes a second that `headrace --help` should not wait for.
+    from workers.chain import compile_chain
+
+    if not is_job_file(file):
+        folder = Path.cwd()
+        chain = load_chain(file)
+        digests = {plugin_name(name): source_digest(name, folder) for name in plugins}
+        recipe = Recipe(chain=chain, plugins=digests)
+        compile_chain(recipe, _load_plugins(plugins, folder))
+        return f"chain, recipe {recipe.digest}"
+    examined = examine_job(file)
+    problems = list(examined.problems)
+    try:
+        modules = _load_plugins(examined.plugins, file.resolve().parent)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from error
+    named = {"recipe": examined.train, "eval": examined.eval}
+    recipes = {name: recipe for name, recipe in named.items() if recipe is not None}
+    for recipe in recipes.values():
+        try:
+            compile_chain(recipe, modules)
+        except ConfigError as error:
+            problems.extend(problem for problem in error.problems if problem not in problems)
+    if problems:
+        raise ConfigError(problems)
+    return "job, " + ", ".join(f"{name} {recipe.digest}" for name, recipe in recipes.items())
+
+
+def _load_plugins(references: list[str] | tuple[str, ...], folder: Path) -> dict[str, ModuleType]:
+    return {plugin_name(reference): load_module(reference, folder) for reference in references}

@@ -1,0 +1,175 @@
+"""The embedded mode: a job's streams, with private services that start and end with them.
+
+In:  a checked job, how many workers, maybe a run folder that keeps the records.
+Out: `Streams`: the train stream, evaluation passes.
+With 0 workers everything happens in this process and thread.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from headrace._house import own_house
+from headrace.services import Services
+from pipeline.config_job import Job
+from pipeline.messages import OpenStream, StreamSpec
+from pipeline.plan import Role, plan_stream, section_of, window_for
+from pipeline.recipe import BatchSpec, Recipe
+from pipeline.run_folder import RunFolder
+from pipeline.sources import open_source
+from pipeline.sources.protocol import Source
+from pipeline.timeline import Timeline
+from trainer.batch import Batch
+from trainer.buffers import BufferPool
+from trainer.device import choose_device
+from trainer.inline import InlineReceiver
+from trainer.policy import BadSamplePolicy
+from trainer.receiver import Receiver
+from trainer.stream import BatchStream, RawBatches
+
+
+class Streams:
+    """The streams of one job; `train` starts at once, `evaluate` on request."""
+
+    def __init__(self, job: Job, num_workers: int, folder: RunFolder | None, start_position: int = 0) -> None:
+        self._job = job
+        self._folder = folder
+        self._run = uuid.uuid4().hex[:12]
+        self._device = choose_device(job.config.device)
+        self._sources: dict[str, Source] = {}
+        self._batch_specs: dict[Role, BatchSpec] = {}
+        self._wire_pool = BufferPool(max_free=job.config.window_batches + 2, pinned=self._device.type == "cuda")
+        self._services = Services(job, num_workers) if num_workers else None
+        try:
+            self.train = self._open("train", job.train, start_position)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of every source that was opened, by name."""
+        return {name: source.fingerprint for name, source in self._sources.items()}
+
+    def epoch(self, position: int) -> int:
+        """The epoch of a position of the train stream."""
+        return position // len(self._source(self._job.config.train.source))
+
+    def evaluate(self) -> Iterator[Batch]:
+        """One pass over the held-out source, in its order; `train` keeps its window meanwhile."""
+        assert self._job.eval is not None, "the job has no eval section"
+        stream = self._open("eval", self._job.eval)
+        try:
+            yield from stream
+        finally:
+            stream.close()
+
+    def close(self) -> None:
+        """End the streams and the services."""
+        if hasattr(self, "train"):
+            self.train.close()
+        if self._services is not None:
+            self._services.end()
+            self._services = None
+
+    def _open(self, role: Role, recipe: Recipe, start_position: int = 0) -> BatchStream:
+        config = self._job.config
+        section = section_of(config, role)
+        source = self._source(section.source)
+        incarnation = time.time_ns()
+        name = f"{self._run}/{role}"
+        endpoint = "inproc://unused"
+        if self._services:
+            endpoint = self._services.directory.endpoint(f"{role}-{incarnation:x}")
+        spec, timeline = plan_stream(config, str(self._job.path), role, source, recipe, endpoint, start_position)
+        receiver: RawBatches
+        if self._services:
+            receiver = self._receiver(role, name, incarnation, spec, timeline, section.batch_size)
+        else:
+            receiver = self._inline_receiver(role, name, incarnation, spec, timeline, recipe)
+        stream = BatchStream(
+            receiver,
+            num_samples=len(source),
+            classes=source.classes,
+            device=self._device,
+            stall_timeout_s=config.stall_timeout_s,
+        )
+        try:
+            self._batch_specs[role] = stream.spec
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    def _receiver(
+        self, role: Role, name: str, incarnation: int, spec: StreamSpec, timeline: Timeline, batch_size: int
+    ) -> Receiver:
+        services = self._services
+        assert services is not None
+        receiver = Receiver(
+            stream=name,
+            incarnation=incarnation,
+            spec=spec,
+            timeline=timeline,
+            dispatcher=services.dispatcher,
+            window=lambda batch_spec: window_for(self._job.config, batch_size, batch_spec),
+            policy=self._policy(role),
+            pool=self._wire_pool,
+            batch_spec=self._batch_specs.get(role),
+            is_service_alive=services.check,
+        )
+        receiver.start()
+        return receiver
+
+    def _inline_receiver(
+        self, role: Role, name: str, incarnation: int, spec: StreamSpec, timeline: Timeline, recipe: Recipe
+    ) -> InlineReceiver:
+        with own_house():
+            from headrace.inline_worker import InlineWorker
+        worker = InlineWorker(self._job)
+        batch_spec = worker.open(OpenStream(stream=name, incarnation=incarnation, spec=spec), recipe)
+        return InlineReceiver(
+            stream=name,
+            incarnation=incarnation,
+            spec=spec,
+            timeline=timeline,
+            batch_spec=batch_spec,
+            make=worker.make,
+            policy=self._policy(role),
+            pool=self._wire_pool,
+        )
+
+    def _source(self, name: str) -> Source:
+        if name not in self._sources:
+            self._sources[name] = open_source(self._job.config.sources[name])
+        return self._sources[name]
+
+    def _policy(self, role: Role) -> BadSamplePolicy:
+        config = self._job.config
+        if self._folder is None:
+            return BadSamplePolicy(config.on_bad_sample, config.max_bad_fraction)
+        folder = self._folder
+
+        def quarantine(entry: dict[str, Any]) -> None:
+            folder.append_quarantine({"stream": role, **entry})
+
+        def journal(entry: dict[str, Any]) -> None:
+            folder.append_event("bad_sample", stream=role, **entry)
+
+        return BadSamplePolicy(config.on_bad_sample, config.max_bad_fraction, quarantine=quarantine, journal=journal)
+
+
+@contextmanager
+def open_streams(
+    job: Job, num_workers: int, folder: RunFolder | None = None, start_position: int = 0
+) -> Iterator[Streams]:
+    """The job's streams; services and sockets are gone when the block ends."""
+    streams = Streams(job, num_workers, folder, start_position)
+    try:
+        yield streams
+    finally:
+        streams.close()

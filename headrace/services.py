@@ -1,0 +1,97 @@
+"""The private services of one job: a dispatcher and a pool, started by their own commands.
+
+In:  a job, how many workers.
+Out: two running processes, their directory, and what to look at when one of them ends.
+They end by themselves when this process does, however it ends: each holds one end of a pipe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from headrace._house import ROOT
+from pipeline.config_job import Job
+from pipeline.errors import RunFailed
+from pipeline.runtime_dir import RuntimeDir
+
+END_TIMEOUT_S = 3.0
+LOG_TAIL_LINES = 15
+
+
+class Services:
+    """A dispatcher and a pool of workers that belong to this process."""
+
+    def __init__(self, job: Job, num_workers: int) -> None:
+        self.directory = RuntimeDir.create()
+        self.dispatcher = self.directory.endpoint("control")
+        self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        try:
+            self._start("pipeline", "--listen", self.dispatcher)
+            self._start("workers", "--connect", self.dispatcher, *_worker_arguments(job, num_workers))
+        except BaseException:
+            self.end()
+            raise
+
+    def check(self) -> None:
+        """RunFailed, with the end of its log, if one of the services has ended."""
+        for name, process in self._processes.items():
+            code = process.poll()
+            if code is not None:
+                ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+                raise RunFailed(f"the job's own `headrace {name}` ended with {ended}\n{self._log_tail(name)}")
+
+    def end(self) -> None:
+        """End both and remove what they left."""
+        os.close(self._lifeline_write_fd)
+        os.close(self._lifeline_read_fd)
+        for process in self._processes.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(END_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # its session, workers included
+            process.wait()
+        self.directory.remove()
+
+    def _start(self, command: str, *arguments: str) -> None:
+        environment = dict(os.environ)
+        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+        with open(self._log_path(command), "wb") as log:
+            self._processes[command] = subprocess.Popen(
+                [
+                    *(sys.executable, "-P", "-m", "headrace", command, *arguments),
+                    *("--lifeline", str(self._lifeline_read_fd), "--runtime-dir", str(self.directory.path)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=[self._lifeline_read_fd],
+                start_new_session=True,  # Ctrl-C in the terminal is for the trainer; it ends them
+                env=environment,
+            )
+
+    def _log_path(self, command: str) -> Path:
+        return self.directory.path / f"{command}.log"
+
+    def _log_tail(self, command: str) -> str:
+        try:
+            lines = self._log_path(command).read_text(errors="replace").splitlines()
+        except OSError:
+            return "  (it left no log)"
+        return "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+
+
+def _worker_arguments(job: Job, num_workers: int) -> list[str]:
+    arguments = ["--num", str(num_workers), "--hang-s", str(job.config.hang_s)]
+    arguments += ["--base", str(job.path.absolute().parent)]
+    for name, source in job.config.sources.items():
+        arguments += ["--source", f"{name}={source.model_dump_json()}"]
+    for plugin in job.config.plugins:
+        arguments += ["--plugins", plugin]
+    return arguments

@@ -1,0 +1,226 @@
+"""Transport: the one home of ZeroMQ.
+
+In:  endpoints, frames.
+Out: sockets that move frames, a poller, a way to wake it from another thread.
+LINGER is 0 everywhere: whoever must not lose frames waits for their arrival before closing. Each socket belongs to one
+thread. Never fork after a `Context` was made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import zmq
+
+from pipeline.errors import ConfigError, Problem
+from pipeline.wire import MAX_MESSAGE_NBYTES, MAX_SLICE_NBYTES
+
+Frame = bytes | memoryview
+
+RECONNECT_MS = 20
+"""A dispatcher that is just starting is found within this time."""
+DATA_HWM = 1000
+"""Messages a PUSH or PULL socket may queue: a last resort, since the window bounds what is under way."""
+CONTROL_HWM = 10_000
+
+
+class Context:
+    """All sockets of one thread of activity; closing it closes them."""
+
+    def __init__(self) -> None:
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+
+    def router(self, endpoint: str) -> Router:
+        """The dispatcher's control socket, bound."""
+        socket = self._socket(zmq.ROUTER, hwm=CONTROL_HWM, max_nbytes=MAX_MESSAGE_NBYTES)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that reconnects takes its name over
+        _bind(socket, endpoint)
+        return Router(socket)
+
+    def dealer(self, endpoint: str, identity: str) -> Dealer:
+        """A control socket of a worker, pool, trainer or operator, connecting (the peer may come later)."""
+        socket = self._socket(zmq.DEALER, hwm=CONTROL_HWM, max_nbytes=MAX_MESSAGE_NBYTES)
+        socket.setsockopt(zmq.IDENTITY, identity.encode())
+        _connect(socket, endpoint)
+        return Dealer(socket)
+
+    def push(self, endpoint: str) -> Push:
+        """A worker's data socket to one trainer, connecting."""
+        socket = self._socket(zmq.PUSH, hwm=DATA_HWM, max_nbytes=MAX_SLICE_NBYTES)
+        _connect(socket, endpoint)
+        return Push(socket)
+
+    def pull(self, endpoint: str) -> Pull:
+        """A trainer's data socket, bound."""
+        socket = self._socket(zmq.PULL, hwm=DATA_HWM, max_nbytes=MAX_SLICE_NBYTES)
+        _bind(socket, endpoint)
+        return Pull(socket)
+
+    def close(self) -> None:
+        """Close every socket; frames not yet sent are lost."""
+        self._context.destroy(linger=0)
+
+    def _socket(self, kind: int, *, hwm: int, max_nbytes: int) -> zmq.Socket[bytes]:
+        socket = self._context.socket(kind)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, hwm)
+        socket.setsockopt(zmq.RCVHWM, hwm)
+        socket.setsockopt(zmq.MAXMSGSIZE, max_nbytes)
+        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT_MS)
+        return socket
+
+
+class _Socket:
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self.raw = socket
+
+    def close(self) -> None:
+        self.raw.close(linger=0)
+
+
+class Router(_Socket):
+    """Talks to many peers, each known by its identity."""
+
+    def send(self, identity: bytes, frame: bytes) -> None:
+        """Send to one peer; a peer that is gone or full gets nothing (messages are cumulative)."""
+        with contextlib.suppress(zmq.Again):
+            self.raw.send_multipart((identity, frame), zmq.NOBLOCK)
+
+    def receive(self) -> tuple[bytes, bytes] | None:
+        """The next (identity, frame), or None if nothing waits; messages of another form are passed over."""
+        while True:
+            try:
+                frames = self.raw.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return None
+            if len(frames) == 2:
+                return frames[0], frames[1]
+
+
+class Dealer(_Socket):
+    """Talks to the dispatcher."""
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; dropped when the peer has been gone so long that the queue is full."""
+        with contextlib.suppress(zmq.Again):
+            self.raw.send(frame, zmq.NOBLOCK)
+
+    def receive(self) -> bytes | None:
+        """The next frame, or None if nothing waits."""
+        try:
+            frames = self.raw.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return frames[0]
+
+
+class Push(_Socket):
+    """Sends slices to one trainer."""
+
+    def send(self, frames: Iterable[Frame]) -> bool:
+        """Queue a slice without copying its large frames; False if the queue is full (the slice is dropped)."""
+        try:
+            self.raw.send_multipart(list(frames), zmq.NOBLOCK, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+
+class Pull(_Socket):
+    """Receives slices, frame by frame, into memory that the caller chose."""
+
+    def receive_header(self) -> bytes | None:
+        """The first frame of the next slice, or None if nothing waits."""
+        try:
+            return self.raw.recv(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+
+    def has_more(self) -> bool:
+        """True if the slice has further frames."""
+        return bool(self.raw.getsockopt(zmq.RCVMORE))
+
+    def receive_into(self, buffer: memoryview) -> int:
+        """Copy the next frame into `buffer`; its true length is returned, even where it was cut."""
+        return self.raw.recv_into(buffer)
+
+    def skip_rest(self) -> None:
+        """Drop the remaining frames of the slice."""
+        while self.has_more():
+            self.raw.recv(copy=False)
+
+
+class Waker:
+    """Wakes a poller from another thread."""
+
+    def __init__(self) -> None:
+        self.read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def wake(self) -> None:
+        """Make the poller return; harmless after `close`."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._write_fd, b"\0")
+
+    def clear(self) -> None:
+        """Forget the wakes so far."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.read_fd, 4096)
+
+    def close(self) -> None:
+        """Release both ends."""
+        os.close(self.read_fd)
+        os.close(self._write_fd)
+
+
+class Poller:
+    """Waits until a socket or file descriptor can be read."""
+
+    def __init__(self) -> None:
+        self._poller = zmq.Poller()
+
+    def add(self, source: _Socket | int) -> None:
+        """Watch a socket or file descriptor for input."""
+        self._poller.register(_raw(source), zmq.POLLIN)
+
+    def remove(self, source: _Socket | int) -> None:
+        """Watch it no more."""
+        self._poller.unregister(_raw(source))
+
+    def wait(self, timeout_s: float) -> set[Any]:
+        """The file descriptors and raw sockets that can be read; empty after timeout_s."""
+        return {source for source, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))}
+
+
+def _raw(source: _Socket | int) -> Any:
+    return source if isinstance(source, int) else source.raw
+
+
+def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.bind(endpoint)
+    except zmq.ZMQError as error:
+        raise _bad_endpoint(endpoint, error) from error
+
+
+def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    try:
+        socket.connect(endpoint)
+    except zmq.ZMQError as error:
+        raise _bad_endpoint(endpoint, error) from error
+
+
+def _bad_endpoint(endpoint: str, error: zmq.ZMQError) -> ConfigError:
+    return ConfigError(
+        Problem(
+            file="endpoint",
+            line=0,
+            path=endpoint,
+            expected="an address that can be used here, such as ipc:///run/user/1000/headrace.sock",
+            got=str(error),
+            way_out="is another service using it? choose another address",
+        )
+    )

@@ -1,0 +1,216 @@
+"""A run's folder: one writer, whole lines, whole checkpoints."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline import json_lines
+from pipeline.config import load_chain
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.json_lines import JsonLines, encode_line, read_lines
+from pipeline.recipe import Chain, ChainNode, Recipe
+from pipeline.run_folder import RunFolder
+from pipeline.timeline import TimelineEntry
+
+plain_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+record_lists = st.lists(
+    st.dictionaries(st.text().filter(lambda key: key not in ("crc", "attempt")), plain_values, max_size=4), max_size=6
+)
+
+
+def append_all(path, records, attempt=1):
+    lines = JsonLines(path, attempt=attempt, is_synced=False)
+    for record in records:
+        lines.append(record)
+    lines.close()
+
+
+@settings(max_examples=100, deadline=None)
+@given(records=record_lists)
+def test_what_was_appended_is_read_back(records, tmp_path_factory):
+    path = tmp_path_factory.mktemp("lines") / "some.jsonl"
+    append_all(path, records, attempt=3)
+    assert read_lines(path) == [{"attempt": 3, **record} for record in records]
+
+
+@settings(max_examples=100, deadline=None)
+@given(records=record_lists, tail=st.binary(max_size=40), data=st.data())
+def test_a_file_cut_anywhere_reads_as_the_lines_that_are_whole_and_goes_on_from_there(
+    records, tail, data, tmp_path_factory
+):
+    """A crash may leave part of a line, and after a power cut also bytes that were never written."""
+    path = tmp_path_factory.mktemp("lines") / "some.jsonl"
+    append_all(path, records)
+    content = path.read_bytes()
+    num_kept = data.draw(st.integers(0, len(content)))
+    num_whole = content[:num_kept].count(b"\n")
+    path.write_bytes(content[:num_kept] + tail.replace(b"\n", b""))
+    if tail.replace(b"\n", b"") and content[num_kept : num_kept + 1] == tail[:1]:
+        return  # the random tail may by chance complete the line
+    whole = [{"attempt": 1, **record} for record in records[:num_whole]]
+    assert read_lines(path) == whole
+    append_all(path, [{"after": "crash"}], attempt=2)
+    assert read_lines(path) == [*whole, {"attempt": 2, "after": "crash"}]
+
+
+@given(record=st.dictionaries(st.text(), plain_values, min_size=1), place=st.integers(0), bit=st.integers(0, 7))
+def test_a_flipped_bit_is_noticed(record, place, bit):
+    line = bytearray(encode_line(record))
+    line[place % len(line)] ^= 1 << bit
+    assert json_lines._decode_line(bytes(line)) is None
+
+
+def test_a_damaged_line_before_an_intact_one_is_an_error_that_names_it(tmp_path):
+    path = tmp_path / "some.jsonl"
+    append_all(path, [{"step": 0}, {"step": 1}, {"step": 2}])
+    path.write_bytes(path.read_bytes().replace(b'"step":1', b'"step":7'))
+    with pytest.raises(RunFailed, match=r"some\.jsonl:2: this line is damaged, and line 3"):
+        read_lines(path)
+
+
+def test_a_line_is_one_write_and_a_synced_file_is_synced_before_append_returns(tmp_path, monkeypatch):
+    calls = []
+    for name in ("write", "fsync"):
+        real = getattr(os, name)
+        monkeypatch.setattr(os, name, lambda *args, real=real, name=name: (calls.append(name), real(*args))[1])
+    synced = JsonLines(tmp_path / "synced.jsonl", attempt=1, is_synced=True)
+    unsynced = JsonLines(tmp_path / "unsynced.jsonl", attempt=1, is_synced=False)
+    synced.append({"a": "x" * 100_000})
+    unsynced.append({"a": 1})
+    assert calls == ["write", "fsync", "write"]
+    synced.close()
+    unsynced.close()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "some.jsonl"
+    lines = JsonLines(path, attempt=1, is_synced=False)
+    lines.append({"step": 0})
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, line: real(descriptor, line[:5]))  # as a filling disk does
+    with pytest.raises(RunFailed, match="the disk is full"):
+        lines.append({"step": 1})
+    monkeypatch.undo()
+    lines.append({"step": 2})
+    lines.close()
+    assert [line["step"] for line in read_lines(path)] == [0, 2]
+
+
+def test_a_file_that_does_not_exist_has_no_lines(tmp_path):
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+# --- the folder -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_new_folder_holds_what_was_written_to_it(exists, tmp_path):
+    path = tmp_path / "runs" / "mine"
+    if exists:
+        path.mkdir(parents=True)
+    with RunFolder.create(path, "name: mine\n") as folder:
+        folder.append_timeline(TimelineEntry(start=0, step=0, recipe="abc", batch_size=4))
+        folder.append_quarantine({"index": 7})
+        folder.append_event("started", workers=2)
+        folder.append_metrics({"step": 0, "loss": 1.5})
+    assert (path / "job.yaml").read_text() == "name: mine\n"
+    timeline = {"attempt": 1, "start": 0, "step": 0, "recipe": "abc", "batch_size": 4}
+    assert read_lines(path / "timeline.jsonl") == [timeline]
+    assert read_lines(path / "quarantine.jsonl") == [{"attempt": 1, "index": 7}]
+    assert read_lines(path / "metrics.jsonl") == [{"attempt": 1, "step": 0, "loss": 1.5}]
+    (event,) = read_lines(path / "journal.jsonl")
+    assert (event["action"], event["workers"]) == ("started", 2)
+    assert not list(path.rglob(".*"))
+
+
+def test_the_folder_of_an_earlier_run_is_refused_and_untouched(tmp_path):
+    with RunFolder.create(tmp_path / "run", "first\n"):
+        pass
+    with pytest.raises(ConfigError, match="the folder of an earlier run"):
+        RunFolder.create(tmp_path / "run", "second\n")
+    assert (tmp_path / "run" / "job.yaml").read_text() == "first\n"
+
+
+def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match="other files"):
+        RunFolder.create(tmp_path, "job\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path):
+    with RunFolder.create(tmp_path / "run", "job\n"), pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+        RunFolder.create(tmp_path / "run", "job\n")
+
+
+def test_a_child_process_does_not_keep_the_lock(tmp_path):
+    """Workers outlive a killed trainer for a moment: the folder must be free at once."""
+    folder = RunFolder.create(tmp_path / "run", "job\n")
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, close_fds=False) as child:
+        folder.close()
+        with pytest.raises(ConfigError, match="the folder of an earlier run"):
+            RunFolder.create(tmp_path / "run", "job\n")
+        child.communicate(b"\n")
+
+
+def test_a_path_that_can_not_be_a_folder_is_the_users_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(ConfigError, match="run folder"):
+            RunFolder.create(path, "job\n")
+
+
+def test_a_folder_is_discarded_only_before_the_first_step(tmp_path):
+    for num_steps in (0, 1):
+        with RunFolder.create(tmp_path / "run", "job\n") as folder:
+            for step in range(num_steps):
+                folder.append_metrics({"step": step})
+            folder.discard_if_unused()
+        assert (tmp_path / "run").exists() == (num_steps > 0)
+
+
+def test_a_recipes_file_reads_as_a_chain_of_equal_digest(tmp_path):
+    children = (ChainNode(name="Blur", params={"blur_limit": [3, 5]}), ChainNode(name="RandomGamma"))
+    nodes = (
+        ChainNode(name="Resize", params={"height": 8, "width": 8, "p": 1e-7}),
+        ChainNode(name="OneOf", params={"p": 0.5}, children=children, is_composition=True),
+    )
+    recipe = Recipe(chain=Chain(file="some/chain.yaml", nodes=nodes), plugins={"mine": "ab" * 32})
+    with RunFolder.create(tmp_path / "run", "job\n") as folder:
+        folder.write_recipe(recipe)
+    chain = load_chain(tmp_path / "run" / "chains" / f"{recipe.digest}.yaml")
+    assert Recipe(chain=chain, plugins=recipe.plugins).digest == recipe.digest
+
+
+def test_a_checkpoint_is_whole_and_names_the_digest_of_each_file(tmp_path):
+    with RunFolder.create(tmp_path / "run", "job\n") as folder:
+        path = folder.write_checkpoint(200, {"model.pt": lambda file: file.write_bytes(b"abc") and None}, {"step": 200})
+    assert path == tmp_path / "run" / "checkpoints" / "step-00000200"
+    state = msgspec.json.decode((path / "state.json").read_bytes())
+    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert state == {"step": 200, "files_sha256": {"model.pt": abc}}
+    assert sorted(each.name for each in path.parent.iterdir()) == ["step-00000200"]
+
+
+def test_a_checkpoint_that_fails_on_the_way_is_not_there(tmp_path):
+    def fill_the_disk(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RunFolder.create(tmp_path / "run", "job\n") as folder, pytest.raises(RunFailed, match="the disk is full"):
+        folder.write_checkpoint(1, {"model.pt": fill_the_disk}, {})
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []

@@ -1,0 +1,136 @@
+"""Models: three built-in ones, and the user's own.
+
+In:  the job's `model` section, the shape of one image, the number of classes.
+Out: a module from images NCHW to logits NK, in channels_last memory, on the CPU, with its initial weights.
+Never loads weights, never looks at data.
+
+Shapes: N batch, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pipeline.errors import ConfigError, Problem
+from pipeline.job import ModelSection
+from pipeline.user_code import load_attribute
+from trainer.activations import ACTIVATIONS
+from trainer.initialization import initialize
+
+_RESNET_STAGES = 3
+
+
+def build_model(
+    section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int, base: Path
+) -> nn.Module:
+    """Maps float images (N, *input_shape_CHW) to logits (N, num_classes); equal torch seeds give equal weights.
+
+    `base` is the folder that a `file.py:factory` is relative to. A user's model keeps the weights its factory gave
+    it: `init` and `activation` are for the built-in ones.
+    """
+    if section.kind == "factory":
+        model = _call_factory(section.factory, section.options, input_shape_CHW, num_classes, base)
+    else:
+        model = _BUILT_IN[section.kind](section, input_shape_CHW, num_classes)
+        initialize(model, section.init, section.activation)
+    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def build_mlp(section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """`depth` hidden layers of `width` units."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    num_inputs = math.prod(input_shape_CHW)
+    for _ in range(section.depth):
+        layers += [nn.Linear(num_inputs, section.width), ACTIVATIONS[section.activation].make()]
+        num_inputs = section.width
+    return nn.Sequential(*layers, nn.Linear(num_inputs, num_classes))
+
+
+def build_cnn(section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """`depth` stages of convolution, norm, activation and halving; channels double from stage to stage."""
+    layers: list[nn.Module] = []
+    num_inputs = input_shape_CHW[0]
+    for stage in range(section.depth):
+        num_channels = section.width << stage
+        layers += [
+            nn.Conv2d(num_inputs, num_channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(num_channels),
+            ACTIVATIONS[section.activation].make(),
+            # ceil_mode: a map of one pixel stays one, so any depth goes with any image.
+            nn.MaxPool2d(2, ceil_mode=True),
+        ]
+        num_inputs = num_channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(num_inputs, num_classes))
+
+
+def build_resnet(section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """Three stages of `depth` basic blocks each; from the second on, channels double and the image halves."""
+    layers: list[nn.Module] = [
+        nn.Conv2d(input_shape_CHW[0], section.width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(section.width),
+        ACTIVATIONS[section.activation].make(),
+    ]
+    num_inputs = section.width
+    for stage in range(_RESNET_STAGES):
+        num_channels = section.width << stage
+        for block in range(section.depth):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(BasicBlock(num_inputs, num_channels, stride, section.activation))
+            num_inputs = num_channels
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(num_inputs, num_classes))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (He et al. 2016): the shortcut is the input itself where shapes agree."""
+
+    def __init__(self, num_inputs: int, num_channels: int, stride: int, activation: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(num_inputs, num_channels, 3, stride=stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(num_channels)
+        self.activation1 = ACTIVATIONS[activation].make()
+        self.conv2 = nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(num_channels)
+        self.activation2 = ACTIVATIONS[activation].make()
+        self.stride = stride
+        self.num_new_channels = num_channels - num_inputs
+
+    def forward(self, x_NCHW: torch.Tensor) -> torch.Tensor:
+        branch_NCHW = self.activation1(self.norm1(self.conv1(x_NCHW)))
+        branch_NCHW = self.norm2(self.conv2(branch_NCHW))
+        shortcut_NCHW = x_NCHW
+        if self.num_new_channels:
+            # Option A of the paper: every second pixel, zeros for the new channels; no parameters.
+            every_second_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
+            shortcut_NCHW = functional.pad(every_second_NCHW, (0, 0, 0, 0, 0, self.num_new_channels))
+        output_NCHW: torch.Tensor = self.activation2(branch_NCHW + shortcut_NCHW)
+        return output_NCHW
+
+
+_BUILT_IN = {"mlp": build_mlp, "cnn": build_cnn, "resnet": build_resnet}
+
+
+def _call_factory(
+    reference: str, options: Mapping[str, Any], input_shape_CHW: tuple[int, int, int], num_classes: int, base: Path
+) -> nn.Module:
+    factory = load_attribute(reference, base)
+    model = factory(input_shape=input_shape_CHW, num_classes=num_classes, **options)
+    if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            Problem(
+                file=reference,
+                line=0,
+                path="model.factory",
+                expected="a torch.nn.Module with at least one trainable parameter",
+                got=f"a module with none ({type(model).__name__})"
+                if isinstance(model, nn.Module)
+                else f"{model!r:.80}",
+            )
+        )
+    return model

@@ -1,0 +1,83 @@
+"""What is done about bad samples: the job's policy, with every one of them named and counted.
+
+In:  bad-sample notes of arriving slices; positions that can't be read or that kill workers.
+Out: quarantine entries (on disk before they count); RunFailed where the policy says so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+from pipeline.errors import RunFailed
+from pipeline.messages import BadSample, Lost
+
+MIN_BAD_BEFORE_FATAL = 10
+
+Record = Callable[[dict[str, Any]], None]
+
+
+class BadSamplePolicy:
+    """Under `substitute`, bad samples are fatal above max(10, max_bad_fraction x delivered); under `fail`, at once."""
+
+    def __init__(
+        self,
+        on_bad_sample: Literal["substitute", "fail"],
+        max_bad_fraction: float,
+        *,
+        quarantine: Record = lambda entry: None,
+        journal: Record = lambda entry: None,
+    ) -> None:
+        self._on_bad_sample = on_bad_sample
+        self._max_bad_fraction = max_bad_fraction
+        self._quarantine = quarantine
+        self._journal = journal
+        self._lock = threading.Lock()
+        self.num_delivered = 0
+        self.num_bad = 0
+        self.bad_names: dict[str, str] = {}
+        """Name -> cause, of the first hundred."""
+        self.quarantined: dict[int, int] = {}
+        """Position -> attempt to begin with."""
+
+    def delivered(self, num_samples: int, bad: Iterable[BadSample]) -> None:
+        """A slice was placed; RunFailed if it brought one bad sample too many."""
+        with self._lock:
+            self.num_delivered += num_samples
+            for sample in bad:
+                self._count(sample.name, sample.cause, position=sample.position, substitute=sample.substitute)
+
+    def lost(self, losses: Iterable[Lost]) -> None:
+        """Positions that no worker can make as they stand: quarantined (on disk first), or fatal."""
+        with self._lock:
+            for lost in losses:
+                if self.quarantined.get(lost.position, 0) > lost.attempt:
+                    continue
+                entry = {"position": lost.position, "attempt": lost.attempt, "cause": lost.cause}
+                if self._on_bad_sample == "substitute":
+                    self._quarantine(entry)
+                    self.quarantined[lost.position] = lost.attempt + 1
+                self._count(f"position {lost.position}", lost.cause, position=lost.position, substitute=None)
+
+    def _count(self, name: str, cause: str, *, position: int, substitute: int | None) -> None:
+        if cause == "quarantined":
+            return  # counted when it was lost
+        self.num_bad += 1
+        if len(self.bad_names) < 100:
+            self.bad_names[name] = cause
+        self._journal({"name": name, "cause": cause, "position": position, "substitute": substitute})
+        if self._on_bad_sample == "fail":
+            raise RunFailed(
+                f"bad sample {name}: {cause}\n"
+                f"  policy:   on_bad_sample: fail\n"
+                f"  to go on: mend or remove it, or set on_bad_sample: substitute"
+            )
+        limit = max(MIN_BAD_BEFORE_FATAL, self._max_bad_fraction * self.num_delivered)
+        if self.num_bad > limit:
+            listed = "\n".join(f"    {bad}: {why}" for bad, why in list(self.bad_names.items())[:MIN_BAD_BEFORE_FATAL])
+            raise RunFailed(
+                f"{self.num_bad} bad samples among {self.num_delivered} delivered, more than the {limit:.0f} allowed\n"
+                f"  the first ones:\n{listed}\n"
+                f"  to go on: mend or remove them, or raise max_bad_fraction"
+            )

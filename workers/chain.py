@@ -1,0 +1,191 @@
+"""A recipe's chain, ready to run: an image and its coordinates in, the augmented image out.
+
+In:  a `Recipe`, plug-in modules; then images (H,W,C) with (seed, epoch, offset, attempt).
+Out: `CompiledChain`: augmented images (H,W,C), and the `Finish` that is left for the trainer.
+Never reads a file, never depends on what it made before; the chain's tail (Normalize, ToTensorV2) is not run here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import ConfigError, Problem, SampleError
+from pipeline.recipe import ChainNode, Finish, Recipe
+from workers.chain_build import ChainBuilder
+from workers.chain_library import COMPOSITIONS, TO_TENSOR, known_transforms
+from workers.randomness import SampleRandomness
+
+_OUT_OF_MEMORY_CODE = -4
+"""OpenCV's StsNoMem: it raises cv2.error where Python would raise MemoryError."""
+
+
+class CompiledChain:
+    """`apply` is a pure function of the image and its four coordinates. Not to be shared between threads."""
+
+    def __init__(self, transforms: list[Any], paths: dict[int, str], finish: Finish, channels: int) -> None:
+        self.finish = finish
+        """What the trainer does with a received batch."""
+        self.channels = channels
+        """Channels of the images it is made for: 3 (rgb) or 1 (gray)."""
+        self._transforms = transforms
+        self._paths = paths
+        randomness = SampleRandomness()
+        # One pair for all: were each node seeded alike, their draws would be the same numbers.
+        for transform in transforms:
+            transform.set_random_state(randomness.generator, randomness.python)
+        self._reset = randomness.reset
+
+    def apply(self, image_HWC: np.ndarray, seed: int, epoch: int, offset: int, attempt: int = 0) -> np.ndarray:
+        """Equal images and coordinates give equal bytes, whatever was made before.
+
+        The result is C-contiguous (H,W,C), float32 where the transforms made float64, and may be the input array
+        itself; the input is never written to.
+        Raises SampleError naming the transform that failed; MemoryError passes through.
+        """
+        self._reset(seed, epoch, offset, attempt)
+        # Each transform is called directly: Compose would add a draw and 3 µs of checks that don't apply here.
+        data = {"image": image_HWC}
+        try:
+            for transform in self._transforms:
+                data = transform(**data)
+            image = data["image"]
+            if image.dtype == np.float64:  # from Normalize's modes per image: no model wants the second half
+                image = image.astype(np.float32)
+            return np.ascontiguousarray(image if image.ndim == 3 else image[:, :, np.newaxis])
+        except MemoryError:
+            raise
+        except Exception as error:
+            if getattr(error, "code", None) == _OUT_OF_MEMORY_CODE:
+                raise MemoryError(str(error)) from error
+            raise SampleError(self._describe_failure(error, image_HWC)) from error
+
+    def _describe_failure(self, error: Exception, image_HWC: np.ndarray) -> str:
+        """The innermost transform on the traceback, by its path (which ends in its class name)."""
+        path = "the chain"
+        trace = error.__traceback__
+        while trace is not None:
+            path = self._paths.get(id(trace.tb_frame.f_locals.get("self")), path)
+            trace = trace.tb_next
+        text = " ".join(str(error).split())
+        return f"{path} failed on an image {image_HWC.shape} {image_HWC.dtype}: {type(error).__name__}: {text}"
+
+
+def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = None) -> CompiledChain:
+    """The chain of `recipe`, built; a ConfigError with every problem if it can't be.
+
+    `plugins` maps the names in `recipe.plugins` to modules, whose source must be that of the recipe.
+    """
+    plugins = plugins or {}
+    chain = recipe.chain
+    channels = 1 if recipe.decode.color == "gray" else 3
+    builder = ChainBuilder(chain.file, known_transforms(plugins), channels)
+    builder.problems.extend(_plugin_problems(recipe, plugins))
+    nodes, to_tensor = _without_tensor_tail(chain.nodes, chain.path, builder)
+    transforms = builder.build_all(nodes, chain.path, chain.line)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    num_channels = _channels_after(nodes[:-1], channels)
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
+    if nodes and _is_deferrable(nodes[-1], transforms[-1]) and num_channels is not None:
+        normalize = transforms.pop()
+        path = f"{chain.path}[{len(nodes) - 1}].Normalize"
+        scale, shift = _scale_and_shift(normalize, num_channels, nodes[-1], path, builder)
+    if builder.problems:
+        raise ConfigError(builder.problems)
+    finish = Finish(scale=scale, shift=shift, channels_first=to_tensor)
+    return CompiledChain(transforms, builder.paths, finish, channels)
+
+
+def _plugin_problems(recipe: Recipe, plugins: Mapping[str, ModuleType]) -> list[Problem]:
+    problems = []
+    for name, digest in recipe.plugins.items():
+        module = plugins.get(name)
+        source = getattr(module, "__file__", None)
+        found = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "no such plug-in here"
+        if found != digest:
+            problems.append(
+                Problem(
+                    file=recipe.chain.file,
+                    line=recipe.chain.line,
+                    path=recipe.chain.path,
+                    expected=f"plug-in {name} with source digest {digest[:16]}",
+                    got=found if module is None else found[:16],
+                    way_out=f"start this worker with --plugins {name}, the same source as the trainer's",
+                )
+            )
+    return problems
+
+
+def _without_tensor_tail(
+    nodes: tuple[ChainNode, ...], path: str, builder: ChainBuilder
+) -> tuple[tuple[ChainNode, ...], bool]:
+    """The nodes before a last ToTensorV2, and whether there is one."""
+    if not nodes or nodes[-1].name != TO_TENSOR:
+        return nodes, False
+    last, here = nodes[-1], f"{path}[{len(nodes) - 1}].{TO_TENSOR}"
+    if last.is_composition:
+        builder.refuse(last.line, here, f"{TO_TENSOR} without transforms inside", "a list of transforms")
+    for name, value in last.params.items():
+        line = last.param_lines.get(name, last.line)
+        if name == "always_apply":
+            builder.refuse(
+                line, f"{here}.{name}", "a parameter of albumentations 2.x", f"{name!r}, of 1.x", "remove it"
+            )
+        elif name not in ("p", "transpose_mask"):
+            builder.refuse(line, f"{here}.{name}", f"a parameter of {TO_TENSOR}: p, transpose_mask", repr(name))
+        elif name == "p" and (isinstance(value, bool) or value != 1):
+            builder.refuse(line, f"{here}.p", "1.0: all of a batch's samples become tensors", repr(value))
+        elif name == "transpose_mask" and not isinstance(value, bool):
+            builder.refuse(line, f"{here}.{name}", "true or false", repr(value))
+    return nodes[:-1], True
+
+
+def _channels_after(nodes: tuple[ChainNode, ...], channels: int) -> int | None:
+    """How many channels an image has after `nodes`; None if that depends on chance or on a plug-in."""
+    for node in nodes:
+        if node.name in COMPOSITIONS:
+            if any(_channels_after((child,), channels) != channels for child in node.children):
+                return None
+        elif node.name in ("ToGray", "ToRGB"):
+            made = node.params.get("num_output_channels", 3)
+            is_sure = node.params.get("p", 1.0 if node.name == "ToRGB" else 0.5) == 1
+            if made != channels and not is_sure:
+                return None
+            channels = made
+    return channels
+
+
+def _is_deferrable(node: ChainNode, transform: Any) -> bool:
+    return bool(node.name == "Normalize" and transform.p == 1 and transform.normalization == "standard")
+
+
+def _scale_and_shift(
+    normalize: Any, num_channels: int, node: ChainNode, path: str, builder: ChainBuilder
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`(x - mean * max) / (std * max)` as `x * scale + shift`; one value if they are equal for all channels."""
+    values: dict[str, tuple[float, ...]] = {}
+    for name in ("mean", "std"):
+        written = getattr(normalize, name)
+        each = (float(written),) if isinstance(written, int | float) else tuple(map(float, written))
+        if not each or (num_channels != 1 and len(each) not in (1, num_channels)):
+            line = node.param_lines.get(name, node.line)
+            builder.refuse(line, f"{path}.{name}", f"1 or {num_channels} numbers, one a channel", f"{len(each)}")
+            return (), ()
+        # Of several numbers albumentations gives a one-channel image the first.
+        values[name] = each if len(each) == num_channels else each[:1] * num_channels
+    largest = float(normalize.max_pixel_value)
+    if largest <= 0 or min(values["std"]) <= 0:
+        name = "max_pixel_value" if largest <= 0 else "std"
+        line = node.param_lines.get(name, node.line)
+        builder.refuse(line, f"{path}.{name}", "above 0", str(getattr(normalize, name)))
+        return (), ()
+    scale = tuple(1.0 / (std * largest) for std in values["std"])
+    shift = tuple(-mean / std for mean, std in zip(values["mean"], values["std"], strict=True))
+    return scale, shift

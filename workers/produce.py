@@ -1,0 +1,184 @@
+"""Produce: a lease becomes the arrays of a slice.
+
+In:  leases of one stream, its source, its compiled chains.
+Out: `SliceHeader` and arrays, or a `ReadFailed` (try elsewhere), or a `StreamIsBroken` (no retry can help).
+A sample's bytes depend on its coordinates only; a bad one is replaced by a function of them, and noted.
+
+Shapes: N samples of the slice, H height, W width, C channels.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.digests import sample_digest
+from pipeline.errors import HeadraceError, SampleError
+from pipeline.messages import BadSample, Lease, SliceHeader, StreamSpec
+from pipeline.order import Order, SampleKey
+from pipeline.recipe import BatchSpec, Decode, FieldSpec
+from pipeline.sources.protocol import Source
+from workers.chain import CompiledChain
+from workers.decode import decode
+from workers.progress import ProgressSlot
+
+MAX_ATTEMPTS = 50
+"""Substitutes tried for one position. With 1 % of bad samples, 50 in a row happen once in 10^100 positions."""
+NUM_PROBED = 8
+"""Samples a probe makes; spread over the source, since neighbours tend to be alike."""
+
+LABEL = FieldSpec(name="label", dtype="int64", shape=())
+
+
+class ReadFailed(HeadraceError):
+    """A read failed (I/O error, missing file, out of memory): it may pass, or work on another worker."""
+
+    def __init__(self, position: int, cause: str) -> None:
+        super().__init__(cause)
+        self.position = position
+
+
+class StreamIsBroken(HeadraceError):
+    """No other worker would do better."""
+
+
+class Made(NamedTuple):
+    """One sample, made."""
+
+    image_HWC: NDArray[np.generic]
+    label: int
+    sample_index: int
+
+
+class Producer:
+    """Makes slices of one stream; equal leases give equal bytes in every process."""
+
+    def __init__(
+        self, spec: StreamSpec, source: Source, worker: str, progress: ProgressSlot | None = None
+    ) -> None:
+        self.spec = spec
+        self._source = source
+        self._worker = worker
+        self._progress = progress
+        self._order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
+        self._read_s = 0.0
+
+    def make(
+        self, lease: Lease, chain: CompiledChain, settings: Decode, batch_spec: BatchSpec
+    ) -> tuple[SliceHeader, list[NDArray[np.generic]]]:
+        """The slice of `lease`: header, images (N,H,W,C) and labels (N,)."""
+        started_s = time.perf_counter()
+        self._read_s = 0.0
+        if self._progress:
+            self._progress.begin_slice(lease.stream, lease.incarnation)
+        image_spec = batch_spec.fields[0]
+        num_samples = lease.stop - lease.start
+        images_NHWC = np.empty((num_samples, *image_spec.shape), dtype=image_spec.dtype)
+        labels_N = np.empty(num_samples, dtype=np.int64)
+        digests, sample_ids, bad = bytearray(), [], list[BadSample]()
+        for row, key in enumerate(self._order.keys(lease.start, lease.stop)):
+            position = lease.start + row
+            if self._progress:
+                self._progress.begin_sample(position)
+            made = self._make_sample(key, position, lease.quarantined.get(position, 0), chain, settings, bad)
+            if made.image_HWC.shape != image_spec.shape or made.image_HWC.dtype.name != image_spec.dtype:
+                raise StreamIsBroken(self._shape_changed(made, image_spec))
+            images_NHWC[row] = made.image_HWC
+            labels_N[row] = made.label
+            digests += sample_digest(images_NHWC[row])
+            sample_ids.append(made.sample_index)
+        header = SliceHeader(
+            stream=lease.stream,
+            incarnation=lease.incarnation,
+            worker=self._worker,
+            start=lease.start,
+            stop=lease.stop,
+            recipe=lease.recipe,
+            fields=batch_spec.fields,
+            sample_ids=tuple(sample_ids),
+            digests=bytes(digests),
+            bad=tuple(bad),
+            read_s=self._read_s,
+            make_s=time.perf_counter() - started_s - self._read_s,
+        )
+        return header, [images_NHWC, labels_N]
+
+    def probe(self, chain: CompiledChain, settings: Decode) -> BatchSpec:
+        """What this chain delivers, tried on samples spread over the source; StreamIsBroken if they disagree."""
+        first: tuple[Made, str] | None = None
+        failures = []
+        num_probed = min(NUM_PROBED, self.spec.num_samples)
+        for number in range(num_probed):
+            index = number * self.spec.num_samples // num_probed
+            try:
+                made = self._transform(SampleKey(self.spec.seed, 0, number, index), 0, chain, settings)
+            except (SampleError, OSError) as error:
+                failures.append(f"{self._source.describe(index)}: {error}")
+                continue
+            if first is None:
+                first = made, self._source.describe(index)
+            elif (made.image_HWC.shape, made.image_HWC.dtype) != (first[0].image_HWC.shape, first[0].image_HWC.dtype):
+                raise StreamIsBroken(self._shape_changed(made, _field_of(first[0].image_HWC), first[1]))
+        if first is None:
+            raise StreamIsBroken("no sample could be made; the first failures:\n  " + "\n  ".join(failures[:3]))
+        return BatchSpec(fields=(_field_of(first[0].image_HWC), LABEL), finish=chain.finish)
+
+    def _make_sample(
+        self, key: SampleKey, position: int, attempt: int, chain: CompiledChain, settings: Decode, bad: list[BadSample]
+    ) -> Made:
+        """The sample of `key`, or the first substitute that can be made; each failure is noted."""
+        failures: list[tuple[int, str]] = [(key.sample_index, "quarantined")] if attempt else []
+        while attempt < MAX_ATTEMPTS:
+            candidate = self._order.substitute(key, attempt) if attempt else key
+            try:
+                made = self._transform(candidate, attempt, chain, settings)
+            except SampleError as error:
+                failures.append((candidate.sample_index, str(error)))
+                attempt += 1
+            except (OSError, MemoryError) as error:
+                cause = f"{self._source.describe(candidate.sample_index)}: {error or type(error).__name__}"
+                raise ReadFailed(position, cause) from error
+            else:
+                bad += [
+                    BadSample(
+                        position=position,
+                        index=index,
+                        name=self._source.describe(index),
+                        cause=cause,
+                        substitute=made.sample_index,
+                    )
+                    for index, cause in failures
+                ]
+                return made
+        index, cause = failures[0]
+        name = self._source.describe(index)
+        raise StreamIsBroken(f"{name}: {cause}\n  and {MAX_ATTEMPTS - 1} substitutes in a row are bad too")
+
+    def _transform(self, key: SampleKey, attempt: int, chain: CompiledChain, settings: Decode) -> Made:
+        started_s = time.perf_counter()
+        raw = self._source.read(key.sample_index)
+        self._read_s += time.perf_counter() - started_s
+        image_HWC = chain.apply(decode(raw.data, settings), key.seed, key.epoch, key.offset, attempt)
+        return Made(image_HWC, raw.label, key.sample_index)
+
+    def _shape_changed(self, made: Made, expected: FieldSpec, example: str = "the samples probed at the start") -> str:
+        got = made.image_HWC
+        return (
+            f"the chain's output changes from sample to sample\n"
+            f"  {example}: {_shape_text(expected.shape, expected.dtype)}\n"
+            f"  {self._source.describe(made.sample_index)}: {_shape_text(got.shape, got.dtype.name)}\n"
+            f"  to go on: add a crop or Resize to the chain, so that every image comes out alike"
+        )
+
+
+def _shape_text(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{'x'.join(map(str, shape))} {dtype}"
+
+
+def _field_of(image_HWC: NDArray[np.generic]) -> FieldSpec:
+    return FieldSpec(name="image", dtype=image_HWC.dtype.name, shape=image_HWC.shape)
+
+
