@@ -86,6 +86,8 @@ class Streams:
         if self._services:
             endpoint = self._services.directory.endpoint(f"{role}-{incarnation:x}")
         spec, timeline = plan_stream(config, str(self._job.path), role, source, recipe, endpoint, start_position)
+        if role == "train" and self._folder is not None:
+            self._folder.append_timeline(spec.timeline[0])  # on disk before the first batch is made
         receiver: RawBatches
         if self._services:
             receiver = self._receiver(role, name, incarnation, spec, timeline, section.batch_size)

@@ -32,8 +32,8 @@ MAX_FILE_NBYTES = 256 * 1024
 """The longest chain we know of is 20 kB; the slowest text of this size that we found takes 5 s."""
 MAX_NODES = 10_000
 """Values in a file, aliases written out. Chosen."""
-MAX_DEPTH = 40
-"""Nesting; a chain of depth 16 needs 33. Chosen."""
+MAX_DEPTH = 64
+"""Nesting; compositions nested 16 deep inside a job need 52. Chosen."""
 
 _INTEGER = re.compile(r"[-+]?[0-9]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")

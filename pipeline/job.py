@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
@@ -30,7 +32,7 @@ class SplitByHash(Section):
 
     part: Literal["train", "held_out"]
     """Which side this source is."""
-    held_out: Fraction = 0.2
+    held_out: OpenFraction = 0.2
     """Share of samples held out. A fifth, as is customary; one added file moves no other."""
     salt: str = ""
     """Another salt gives another split."""
@@ -158,8 +160,23 @@ class ModelSection(Section):
     """Hidden layers (mlp), stages (cnn), residual blocks a stage (resnet)."""
     activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
     """Non-linearity after each hidden layer."""
-    init: Literal["default", "zeros", "normal", "xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal", "orthogonal"] = "kaiming_normal"
+    init: Literal[
+        "default",
+        "zeros",
+        "normal",
+        "xavier_uniform",
+        "xavier_normal",
+        "kaiming_uniform",
+        "kaiming_normal",
+        "orthogonal",
+    ] = "kaiming_normal"
     """Law of the weights; biases start at zero, except `default`, which leaves torch's own."""
+
+    @model_validator(mode="after")
+    def _factory_goes_with_its_kind(self) -> ModelSection:
+        if (self.kind == "factory") != bool(self.factory):
+            raise ValueError("`factory` together with kind `factory`, and neither without the other")
+        return self
 
 
 class OptimizerSection(Section):
@@ -172,7 +189,7 @@ class OptimizerSection(Section):
     """L2 penalty (sgd, adam) or decoupled decay (adamw)."""
     momentum: Fraction = 0.9
     """SGD's momentum; ignored by adam and adamw."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Adam's decay rates (Kingma & Ba 2015)."""
 
 

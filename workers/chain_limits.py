@@ -17,7 +17,7 @@ MAX_CHAIN_NODES = 500
 MAX_CHAIN_DEPTH = 16
 MAX_SIDE = 16_384
 MAX_OUTPUT_PIXELS = 1 << 24
-"""4096x4096: 48 MiB an RGB image, the whole of a default window slice in one sample."""
+"""4096x4096: 48 MiB as RGB bytes, already far more than a batch wants of one sample."""
 MAX_VALUES_IN_A_PARAMETER = 100
 MAX_NUMBER = 1e6
 """For numbers that have no limit of their own below."""
@@ -130,9 +130,9 @@ def absurd(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str, str
         smallest = SMALLEST.get(parameter)
         if len(numbers) > MAX_VALUES_IN_A_PARAMETER:
             yield parameter, f"at most {MAX_VALUES_IN_A_PARAMETER} numbers", f"{len(numbers)} numbers"
-        elif any(abs(number) > largest for number in numbers):
+        elif not all(abs(number) <= largest for number in numbers):
             yield parameter, f"at most {largest:g}", describe(value)
-        elif smallest is not None and any(number < smallest for number in numbers):
+        elif smallest is not None and not all(number >= smallest for number in numbers):
             yield parameter, f"at least {smallest:g}", describe(value)
     yield from _absurd_areas(params)
 

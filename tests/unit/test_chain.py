@@ -272,6 +272,15 @@ def test_depth_and_number_of_transforms_are_limited() -> None:
             compile_chain(Recipe(chain=Chain(file="f", nodes=nodes)))
 
 
+def test_the_deepest_chain_allowed_can_be_written(tmp_path: Path) -> None:
+    text = "Blur"
+    for _ in range(15):
+        text = f"Sequential: {{transforms: [{{{text}}}]}}" if ":" in text else f"Sequential: {{transforms: [{text}]}}"
+    assert compiled(f"- {text}", tmp_path)
+    with pytest.raises(ConfigError, match="at most 16 levels"):
+        compiled(f"- Sequential: [{{{text}}}]", tmp_path)
+
+
 def test_a_missing_p_is_the_class_own_default(tmp_path: Path) -> None:
     chain = compiled(
         "- RandomCrop: {height: 4, width: 4}\n- HorizontalFlip\n- OneOf: [Blur]\n- SomeOf: [Blur]", tmp_path

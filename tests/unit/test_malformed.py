@@ -170,7 +170,7 @@ def textual_mutants(name: str, tree: Any) -> Iterator[Mutant]:
         "an unknown escape": good + b'tail: "\\q"\n',
         "an infinite number": good.replace(b"p: 0.5", b"p: .inf").replace(b"seed: 3", b"seed: .inf"),
         "no number": good.replace(b"p: 0.5", b"p: .nan").replace(b"lr: 0.1", b"lr: .nan"),
-        "deep nesting": good + b"tail: " + b"[" * 60 + b"]" * 60,
+        "deep nesting": good + b"tail: " + b"[" * 100 + b"]" * 100,
         "very deep nesting": b"[" * 20_000,
         "too long": good + b"#" * 300_000,
         "too many values": b"[" + b"1," * 11_000 + b"1]",

@@ -1,0 +1,38 @@
+# Each target installs first if need be. PYTHON names the interpreter that makes the virtual environment.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: install demo demo-data test test-long check bench clean
+
+install: $(INSTALLED) demo-data
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "headrace needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 install")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing. On Debian: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[workers,trainer,demo,digits,dev]'
+	touch $@
+
+demo-data: $(INSTALLED)
+	$(BIN)/headrace demo-data demo-data
+
+demo: $(INSTALLED) demo-data
+	$(BIN)/headrace train configs/jobs/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m 'not long'
+
+test-long: $(INSTALLED)
+	$(BIN)/pytest -m 'long or not long'
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(INSTALLED)
+	$(BIN)/headrace bench configs/jobs/bench.yaml
+
+clean:
+	rm -rf .venv build *.egg-info

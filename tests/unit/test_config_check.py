@@ -1,0 +1,80 @@
+"""`headrace check`: every error of every file, and an exit code a script can use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from headrace.commands.check import check
+from pipeline.config import load_chain, load_job
+from pipeline.errors import ConfigError, Problem
+
+app = typer.Typer()
+app.command()(check)
+
+GOOD_JOB = "sources: {digits: {kind: digits}}\ntrain: {source: digits, chain: [HorizontalFlip]}\n"
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_good_files_are_named_with_their_kind_and_digest(tmp_path: Path) -> None:
+    job, chain = tmp_path / "job.yaml", tmp_path / "chain.yaml"
+    job.write_text(GOOD_JOB)
+    chain.write_text("- HorizontalFlip\n")
+    code, printed, wrong = run(job, chain)
+    digest = load_job(job).train.digest
+    assert (code, wrong) == (0, "")
+    assert printed.splitlines() == [f"ok {job} (job, recipe {digest})", f"ok {chain} (chain, recipe {digest})"]
+
+
+def test_every_error_of_every_file_is_printed_and_the_exit_code_is_2(tmp_path: Path) -> None:
+    """Also those of a chain inside a job whose fields are wrong."""
+    job, chain, good = tmp_path / "job.yaml", tmp_path / "chain.yaml", tmp_path / "good.yaml"
+    job.write_text(GOOD_JOB.replace("HorizontalFlip", "HorizontalFlop") + "seeed: 1\nworkers: -1\n")
+    chain.write_text("- Blur: {p: 2}\n- Blurr\n")
+    good.write_text(GOOD_JOB)
+    code, printed, wrong = run(job, chain, tmp_path / "god.yaml", good)
+    assert code == 2
+    assert printed.splitlines() == [line for line in printed.splitlines() if line.startswith(f"ok {good}")]
+    for place in (f"{job}:2: train.chain[0].HorizontalFlop", f"{job}:3: seeed", f"{job}:4: workers"):
+        assert place in wrong
+    for place in (f"{chain}:1: chain[0].Blur.p", f"{chain}:2: chain[1].Blurr", "did you mean good.yaml?"):
+        assert place in wrong
+
+
+def test_plugins_are_named_in_the_job_or_on_the_command_line(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine_for_check.py"
+    plugin.write_text("import albumentations\n\nclass Mine(albumentations.HorizontalFlip):\n    pass\n")
+    job, chain = tmp_path / "job.yaml", tmp_path / "chain.yaml"
+    job.write_text(GOOD_JOB.replace("HorizontalFlip", "Mine") + "plugins: [mine_for_check.py]\n")
+    chain.write_text("- Mine\n")
+    assert run(chain)[0] == 2
+    assert run(job, chain, "--plugins", plugin)[0] == 0
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
+       | st.text("-:[]{}&*!|>'\"%@`#,?. \n\tab1", max_size=40).map(str.encode))  # fmt: skip
+def test_any_bytes_are_a_chain_or_a_located_refusal(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "any.yaml"
+    file.write_bytes(content)
+    problems: list[Problem] = []
+    for load in (load_chain, load_job):
+        try:
+            load(file)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    assert all(problem.line >= 1 and problem.file == str(file) for problem in problems)
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        load_chain(tmp_path)
