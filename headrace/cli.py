@@ -6,38 +6,21 @@ Out: what the subcommand prints; errors as text on stderr, and an exit code of `
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
 import sys
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from headrace._house import own_house
 
-with own_house():
+if TYPE_CHECKING:
     import typer
 
-    from headrace.commands.check import check
-    from headrace.commands.demo_data import demo_data
-    from headrace.commands.digest import digest
-    from headrace.commands.pipeline import pipeline
-    from headrace.commands.train import train
-    from headrace.commands.workers import workers
-    from pipeline.errors import HeadraceError
-
-app = typer.Typer(
-    name="headrace",
-    help="Feeds torch training jobs with augmented images: the same batches for any number of workers.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("train")(train)
-app.command("check")(check)
-app.command("digest")(digest)
-app.command("demo-data")(demo_data)
-app.command("pipeline")(pipeline)
-app.command("workers")(workers)
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+"""As shells report a command that Ctrl-C has ended."""
 
 
 def main() -> None:
@@ -45,13 +28,71 @@ def main() -> None:
     logging.basicConfig(
         level=os.environ.get("HEADRACE_LOG", "WARNING").upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    _listen_for_signals()
     try:
         with own_house():
-            app()
+            _run()
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"headrace: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run() -> None:
+    from pipeline.errors import HeadraceError
+
+    try:
+        _app()()
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _app() -> typer.Typer:
+    # Imported here, not above: a Ctrl-C in the half second that it takes must end as quietly as any other.
+    import typer
+
+    from headrace.commands.bench import bench
+    from headrace.commands.check import check
+    from headrace.commands.demo_data import demo_data
+    from headrace.commands.digest import digest
+    from headrace.commands.pipeline import pipeline
+    from headrace.commands.train import train
+    from headrace.commands.workers import workers
+
+    app = typer.Typer(
+        name="headrace",
+        help="Feeds torch training jobs with augmented images: the same batches for any number of workers.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.command("train")(train)
+    app.command("check")(check)
+    app.command("digest")(digest)
+    app.command("demo-data")(demo_data)
+    app.command("bench")(bench)
+    app.command("pipeline")(pipeline)
+    app.command("workers")(workers)
+    return app
+
+
+def _listen_for_signals() -> None:
+    """SIGTERM and SIGALRM are as Ctrl-C; one that comes in a finalizer, where Python drops it, comes again."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGALRM, _interrupt)
+    report = sys.unraisablehook
+
+    def interrupt_again(unraisable: sys.UnraisableHookArgs) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.01)
+        else:
+            report(unraisable)
+
+    sys.unraisablehook = interrupt_again
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

@@ -7,6 +7,7 @@ With 0 workers everything happens in this process and thread.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from headrace._house import own_house
 from headrace.services import Services
 from pipeline.config_job import Job
 from pipeline.messages import OpenStream, StreamSpec
+from pipeline.order import Order
 from pipeline.plan import Role, plan_stream, section_of, window_for
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.run_folder import RunFolder
@@ -30,6 +32,8 @@ from trainer.inline import InlineReceiver
 from trainer.policy import BadSamplePolicy
 from trainer.receiver import Receiver
 from trainer.stream import BatchStream, RawBatches
+
+log = logging.getLogger("headrace.stream")
 
 
 class Streams:
@@ -119,7 +123,7 @@ class Streams:
             timeline=timeline,
             dispatcher=services.dispatcher,
             window=lambda batch_spec: window_for(self._job.config, batch_size, batch_spec),
-            policy=self._policy(role),
+            policy=self._policy(role, spec),
             pool=self._wire_pool,
             batch_spec=self._batch_specs.get(role),
             is_service_alive=services.check,
@@ -141,7 +145,7 @@ class Streams:
             timeline=timeline,
             batch_spec=batch_spec,
             make=worker.make,
-            policy=self._policy(role),
+            policy=self._policy(role, spec),
             pool=self._wire_pool,
         )
 
@@ -150,19 +154,28 @@ class Streams:
             self._sources[name] = open_source(self._job.config.sources[name])
         return self._sources[name]
 
-    def _policy(self, role: Role) -> BadSamplePolicy:
-        config = self._job.config
-        if self._folder is None:
-            return BadSamplePolicy(config.on_bad_sample, config.max_bad_fraction)
-        folder = self._folder
+    def _policy(self, role: Role, spec: StreamSpec) -> BadSamplePolicy:
+        config, folder, source = self._job.config, self._folder, self._source(spec.source)
+        order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
+
+        def identify(position: int, attempt: int) -> tuple[int, str]:
+            (key,) = order.keys(position, position + 1)
+            index = order.substitute(key, attempt).sample_index if attempt else key.sample_index
+            return index, source.describe(index)
 
         def quarantine(entry: dict[str, Any]) -> None:
-            folder.append_quarantine({"stream": role, **entry})
+            if folder is not None:
+                folder.append_quarantine({"stream": role, **entry})
 
         def journal(entry: dict[str, Any]) -> None:
-            folder.append_event("bad_sample", stream=role, **entry)
+            if folder is not None:
+                folder.append_event("bad_sample", stream=role, **entry)
+            else:  # without a run folder stderr is the only place to name it
+                log.warning("action=bad_sample stream=%s %s", role, " ".join(f"{k}={v}" for k, v in entry.items()))
 
-        return BadSamplePolicy(config.on_bad_sample, config.max_bad_fraction, quarantine=quarantine, journal=journal)
+        return BadSamplePolicy(
+            config.on_bad_sample, config.max_bad_fraction, identify=identify, quarantine=quarantine, journal=journal
+        )
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 from headrace._house import ROOT
@@ -22,6 +24,8 @@ from pipeline.runtime_dir import RuntimeDir
 END_TIMEOUT_S = 3.0
 LOG_TAIL_LINES = 15
 
+_in_use: weakref.WeakSet[Services] = weakref.WeakSet()
+
 
 class Services:
     """A dispatcher and a pool of workers that belong to this process."""
@@ -31,6 +35,8 @@ class Services:
         self.dispatcher = self.directory.endpoint("control")
         self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._owner_pid = os.getpid()
+        _in_use.add(self)
         try:
             self._start("pipeline", "--listen", self.dispatcher)
             self._start("workers", "--connect", self.dispatcher, *_worker_arguments(job, num_workers))
@@ -40,6 +46,11 @@ class Services:
 
     def check(self) -> None:
         """RunFailed, with the end of its log, if one of the services has ended."""
+        if os.getpid() != self._owner_pid:
+            raise RunFailed(
+                "this process was forked from the one that opened the stream, and a stream can't be shared\n"
+                "  to go on: iterate in the process that opened it; a DataLoader around a stream is not needed"
+            )
         for name, process in self._processes.items():
             code = process.poll()
             if code is not None:
@@ -48,15 +59,24 @@ class Services:
 
     def end(self) -> None:
         """End both and remove what they left."""
+        if os.getpid() != self._owner_pid:
+            return  # a forked child's copy: they are its parent's
+        _in_use.discard(self)
         os.close(self._lifeline_write_fd)
         os.close(self._lifeline_read_fd)
+        deadline_s = time.monotonic() + END_TIMEOUT_S
         for process in self._processes.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(END_TIMEOUT_S)
+                process.wait(max(0.0, deadline_s - time.monotonic()))
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its session, workers included
             process.wait()
         self.directory.remove()
+
+    def let_go_in_child(self) -> None:
+        """Close what a forked child must not hold: it would keep the services alive after this process's death."""
+        os.close(self._lifeline_write_fd)
+        self.directory.release()
 
     def _start(self, command: str, *arguments: str) -> None:
         environment = dict(os.environ)
@@ -85,6 +105,15 @@ class Services:
         except OSError:
             return "  (it left no log)"
         return "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+
+
+def _let_go_in_child() -> None:
+    for services in list(_in_use):
+        services.let_go_in_child()
+
+
+# A user's DataLoader or multiprocessing may fork this process at any time.
+os.register_at_fork(after_in_child=_let_go_in_child)
 
 
 def _worker_arguments(job: Job, num_workers: int) -> list[str]:

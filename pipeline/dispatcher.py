@@ -163,7 +163,9 @@ class Dispatcher:
                     now_s,
                 )
             case SliceFailed():
-                log.warning("action=read_failed worker=%s position=%d cause=%s", message.worker, message.position, message.cause)
+                log.warning(
+                    "action=read_failed worker=%s position=%d cause=%s", message.worker, message.position, message.cause
+                )
                 self._note = f"worker {message.worker} could not read position {message.position}: {message.cause}"
                 self._step(
                     SliceGivenBack(
@@ -230,7 +232,9 @@ class Dispatcher:
         if message.protocol_version != PROTOCOL_VERSION:
             cause = f"protocol version: the dispatcher speaks {PROTOCOL_VERSION}, the worker {message.protocol_version}"
         elif self._leases.workers and message.fingerprint != self._fingerprint:
-            cause = f"its bytes would differ\n  admitted here: {self._fingerprint}\n  this worker:   {message.fingerprint}"
+            cause = (
+                f"its bytes would differ\n  admitted here: {self._fingerprint}\n  this worker:   {message.fingerprint}"
+            )
         if cause:
             log.error("action=refuse_worker worker=%s cause=%s", message.worker, cause)
             self._note = f"worker {message.worker} on {message.host} was refused: {cause}"
@@ -248,16 +252,28 @@ class Dispatcher:
             log.warning("action=worker_gone worker=%s cause=%s", event.worker, event.cause)
             self._note = f"worker {event.worker}: {event.cause}"
         self._step(event, now_s)
-        self._probe_loses_worker(event.worker, event.cause, blame=event.blame)
+        self._probe_loses_worker(event)
 
-    def _probe_loses_worker(self, worker: str, cause: str, *, blame: bool) -> None:
-        for (stream_id, recipe), why in self._probes.worker_gone(worker, cause, blame=blame):
+    def _probe_loses_worker(self, event: WorkerGone) -> None:
+        refused = self._probes.worker_gone(event.worker, event.cause, blame=event.blame, at=event.at)
+        for (stream_id, recipe), why in refused:
             problem = Location(
-                file="chain", line=0, path="", expected="a chain that workers survive", got=f"they died of it: {why}", way_out=""
+                file="chain",
+                line=0,
+                path="",
+                expected="a chain that workers survive",
+                got=f"they died of it: {why}",
+                way_out="",
             )
             self._tell(
                 stream_id,
-                Probed(stream=stream_id[0], incarnation=stream_id[1], recipe=recipe, worker=worker, problems=(problem,)),
+                Probed(
+                    stream=stream_id[0],
+                    incarnation=stream_id[1],
+                    recipe=recipe,
+                    worker=event.worker,
+                    problems=(problem,),
+                ),
             )
         self._assign_probes()
 
@@ -287,7 +303,9 @@ class Dispatcher:
             if able:
                 self._probes.assign(probe, able[0])
                 self._open(stream_id, able[0])
-                self._send(able[0].encode(), Probe(stream=stream_id[0], incarnation=stream_id[1], recipe=recipe))
+                skip = self._probes.skip(probe)
+                asking = Probe(stream=stream_id[0], incarnation=stream_id[1], recipe=recipe, skip=skip)
+                self._send(able[0].encode(), asking)
 
     def _step(self, event: Event, now_s: float, identity: bytes = b"") -> None:
         for action in self._leases.step(event, now_s):
@@ -303,8 +321,10 @@ class Dispatcher:
                 self._tell(action.stream, SamplesLost(stream=stream, incarnation=incarnation, lost=action.lost))
             case Condemn():
                 log.warning("action=condemn worker=%s", action.worker)
-                self._note = f"worker {action.worker} has been silent for {self._leases.worker_ttl_s:g} s and counts as dead"
-                self._probe_loses_worker(action.worker, "silent", blame=True)
+                self._note = (
+                    f"worker {action.worker} has been silent for {self._leases.worker_ttl_s:g} s and counts as dead"
+                )
+                self._probe_loses_worker(WorkerGone(worker=action.worker, cause="silent", blame=True))
             case Retire():
                 self._forget_stream(action.stream, now_s)
             case AskToJoin():

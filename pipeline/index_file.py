@@ -4,9 +4,9 @@ In:  samples (path, size, label) in order, from a scan of the data; or the file 
 Out: `Index`: path, size and label of sample i, at a few bytes of private memory for any number of samples.
 Never lists folders, never opens an image.
 
-The file: 8 bytes of magic, 8 bytes with the length of a JSON head, the head, then these arrays (little endian):
-path ends (int64), sizes (int64), labels (int32), path bytes, and change times (int64) if the fingerprint covers
-content. The head has what it takes to trust them: lengths, an xxh3, and the witnesses.
+The file: 8 bytes of magic, the xxh3-128 of all that follows, 8 bytes with the length of a JSON head, the head, then
+these arrays (little endian): path ends (int64), sizes (int64), labels (int32), path bytes, and change times (int64)
+if the fingerprint covers content.
 
 A new scan is made when a witness (each folder that was listed, the CSV of a manifest) has another change time or
 size; with `content`, also when any file has. NOT noticed otherwise: a file rewritten in place, until it is read
@@ -21,6 +21,7 @@ import hashlib
 import json
 import mmap
 import os
+import struct
 import time
 from array import array
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ import xxhash
 from pipeline.errors import ConfigError, Problem
 
 MAGIC = b"HRINDEX1"
+_PREFIX = struct.Struct("<8s16sQ")
+"""Magic, checksum of everything after it (the length too), length of the head."""
 UNSETTLED_NS = 2_000_000_000
 """A witness that changed less than 2 s before the scan may change again within one tick of its clock (some network
 file systems count whole seconds), so such an index is not trusted a second time. Git guards its index so too."""
@@ -191,19 +194,16 @@ def open_index(file: Path, *, trusted: bool = False) -> Index | None:
     except (OSError, ValueError):  # ValueError: an empty file can't be mapped
         return None
     view = memoryview(mapped)
-    head_nbytes = int.from_bytes(view[8:16], "little")
-    if bytes(view[:8]) != MAGIC or 16 + head_nbytes > len(view):
+    if len(view) < _PREFIX.size:
         return None
-    arrays = view[16 + head_nbytes :]
-    try:
-        head = json.loads(bytes(view[16 : 16 + head_nbytes]))
-        if head["arrays_nbytes"] != len(arrays) or head["arrays_xxh3"] != xxhash.xxh3_128_hexdigest(arrays):
-            return None
-        if not trusted and not _witnesses_are_unchanged(head):
-            return None
-        index = Index(head, arrays)
-    except (ValueError, KeyError, TypeError):
+    magic, checksum, head_nbytes = _PREFIX.unpack_from(view)
+    if magic != MAGIC or checksum != xxhash.xxh3_128_digest(view[24:]):
         return None
+    mapped.madvise(mmap.MADV_DONTNEED)  # checking touched every page; only those in use shall count as memory
+    head = json.loads(bytes(view[_PREFIX.size : _PREFIX.size + head_nbytes]))
+    if not trusted and not _witnesses_are_unchanged(head):
+        return None
+    index = Index(head, view[_PREFIX.size + head_nbytes :])
     return index if trusted or index.files_are_unchanged() else None
 
 
@@ -212,9 +212,6 @@ def write_index(file: Path, builder: IndexBuilder) -> None:
     sections = builder.sections()
     fingerprint = _fingerprint(builder, sections)
     sections.append(np.asarray(builder.changed_ns).astype("<i8").tobytes())
-    checksum = xxhash.xxh3_128()
-    for section in sections:
-        checksum.update(section)
     head = {
         "fingerprint": fingerprint,
         "base": builder.base.hex(),
@@ -222,13 +219,15 @@ def write_index(file: Path, builder: IndexBuilder) -> None:
         "classes": [name.hex() for name in builder.classes],
         "num_samples": len(builder.sizes),
         "paths_nbytes": len(builder.paths),
-        "arrays_nbytes": sum(map(len, sections)),
-        "arrays_xxh3": checksum.hexdigest(),
         "started_ns": builder.started_ns,
         "witnesses": [[witness.path.hex(), witness.changed_ns, witness.nbytes] for witness in builder.witnesses],
     }
     head_bytes = json.dumps(head).encode()
-    write_atomically(file, [MAGIC + len(head_bytes).to_bytes(8, "little") + head_bytes, *sections])
+    covered = [len(head_bytes).to_bytes(8, "little"), head_bytes, *sections]
+    checksum = xxhash.xxh3_128()
+    for part in covered:
+        checksum.update(part)
+    write_atomically(file, [MAGIC, checksum.digest(), *covered])
 
 
 def write_atomically(file: Path, parts: list[bytes]) -> None:

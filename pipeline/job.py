@@ -71,7 +71,7 @@ class ArraysSource(Section):
 
     kind: Literal["arrays"] = "arrays"
     path: Path
-    """The .npz, or the .npy with images (N,H,W), (N,H,W,C); uint8 or uint16. Memory-mapped."""
+    """The .npz, or the .npy with images (N,H,W), (N,H,W,C); uint8 or uint16. Read row by row, never loaded whole."""
     labels: Path | None = None
     """The .npy with integer labels (N,); needed beside an .npy, absent for an .npz."""
     classes: tuple[str, ...] = ()

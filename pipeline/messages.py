@@ -287,6 +287,8 @@ class Probe(Message, frozen=True, kw_only=True):
     stream: str
     incarnation: int
     recipe: str
+    skip: tuple[int, ...] = ()
+    """Positions at which workers died that probed it before."""
 
 
 class JoinAgain(Message, frozen=True, kw_only=True):

@@ -29,13 +29,24 @@ def section_of(config: JobConfig, role: Role) -> TrainStream | EvalStream:
 def plan_stream(
     config: JobConfig, job_file: str, role: Role, source: Source, recipe: Recipe, endpoint: str, start: int = 0
 ) -> tuple[StreamSpec, Timeline]:
-    """The stream from position `start` on; ConfigError if the source can't fill a batch."""
+    """The stream from position `start` on; ConfigError if that is past its end, or no batch can be filled."""
     section, num_samples = section_of(config, role), len(source)
     train = section if isinstance(section, TrainStream) else None
     last_batch = train.last_batch if train else "keep"
     epochs = train.epochs if train else 1
+    end_position = epochs * num_samples
+    if start > end_position:
+        raise ConfigError(
+            Problem(
+                file=job_file,
+                line=0,
+                path=f"{role}: first position",
+                expected=f"at most {end_position}, where the stream ends ({epochs} epochs of {num_samples} samples)",
+                got=str(start),
+            )
+        )
     entry = TimelineEntry(start=start, step=0, recipe=recipe.digest, batch_size=section.batch_size)
-    timeline = Timeline([entry], num_samples=num_samples, last_batch=last_batch, end_position=epochs * num_samples)
+    timeline = Timeline([entry], num_samples=num_samples, last_batch=last_batch, end_position=end_position)
     if timeline.num_steps == 0 and start == 0:
         raise ConfigError(
             Problem(
@@ -54,7 +65,7 @@ def plan_stream(
         seed=config.seed,
         shuffle=train.shuffle if train else False,
         last_batch=last_batch,
-        end_position=epochs * num_samples,
+        end_position=end_position,
         slice_size=config.slice_size,
         recipes=(recipe,),
         timeline=(entry,),

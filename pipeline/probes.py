@@ -1,13 +1,13 @@
 """Probes: a recipe is tried on a live worker before a stream may use it.
 
-In:  who asked, who lives, who answered, who died.
-Out: whom to ask; refusals where probing killed too many workers.
+In:  who asked, who lives, who answered, who died and at which sample.
+Out: whom to ask, which samples to leave alone; refusals where probing killed too many workers.
 Pure.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.lease_events import StreamId
 
@@ -22,6 +22,7 @@ ProbeId = tuple[StreamId, str]
 class _Asked:
     worker: str = ""
     deaths: int = 0
+    died_at: list[int] = field(default_factory=list)
 
 
 class Probes:
@@ -42,6 +43,10 @@ class Probes:
         """The worker was told."""
         self._asked[probe].worker = worker
 
+    def skip(self, probe: ProbeId) -> tuple[int, ...]:
+        """Positions to leave out: one sample that kills workers is the bad-sample policy's matter, not the chain's."""
+        return tuple(self._asked[probe].died_at)
+
     def answered(self, probe: ProbeId, worker: str) -> bool:
         """True if this is the awaited answer; the probe is over then."""
         asked = self._asked.get(probe)
@@ -50,13 +55,17 @@ class Probes:
         del self._asked[probe]
         return True
 
-    def worker_gone(self, worker: str, cause: str, *, blame: bool) -> list[tuple[ProbeId, str]]:
+    def worker_gone(
+        self, worker: str, cause: str, *, blame: bool, at: tuple[StreamId, int] | None
+    ) -> list[tuple[ProbeId, str]]:
         """Probes refused because too many workers died of them, with the last cause."""
         refused = []
         for probe, asked in list(self._asked.items()):
             if asked.worker == worker:
                 asked.worker = ""
                 asked.deaths += blame
+                if at is not None and at[0] == probe[0]:
+                    asked.died_at.append(at[1])
                 if asked.deaths >= MAX_DEATHS:
                     del self._asked[probe]
                     refused.append((probe, cause))

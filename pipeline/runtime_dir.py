@@ -49,6 +49,10 @@ class RuntimeDir:
     def remove(self) -> None:
         """Delete the directory and let go of it; harmless when done twice or by several."""
         shutil.rmtree(self.path, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Let go of the directory without deleting it."""
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None

@@ -16,6 +16,8 @@ from pipeline.messages import BadSample, Lost
 MIN_BAD_BEFORE_FATAL = 10
 
 Record = Callable[[dict[str, Any]], None]
+Identify = Callable[[int, int], tuple[int, str]]
+"""Position and attempt -> index in the source and name of the sample that stands there."""
 
 
 class BadSamplePolicy:
@@ -26,11 +28,13 @@ class BadSamplePolicy:
         on_bad_sample: Literal["substitute", "fail"],
         max_bad_fraction: float,
         *,
+        identify: Identify,
         quarantine: Record = lambda entry: None,
         journal: Record = lambda entry: None,
     ) -> None:
         self._on_bad_sample = on_bad_sample
         self._max_bad_fraction = max_bad_fraction
+        self._identify = identify
         self._quarantine = quarantine
         self._journal = journal
         self._lock = threading.Lock()
@@ -46,7 +50,13 @@ class BadSamplePolicy:
         with self._lock:
             self.num_delivered += num_samples
             for sample in bad:
-                self._count(sample.name, sample.cause, position=sample.position, substitute=sample.substitute)
+                self._count(
+                    sample.name,
+                    sample.cause,
+                    index=sample.index,
+                    position=sample.position,
+                    substitute=sample.substitute,
+                )
 
     def lost(self, losses: Iterable[Lost]) -> None:
         """Positions that no worker can make as they stand: quarantined (on disk first), or fatal."""
@@ -54,22 +64,24 @@ class BadSamplePolicy:
             for lost in losses:
                 if self.quarantined.get(lost.position, 0) > lost.attempt:
                     continue
-                entry = {"position": lost.position, "attempt": lost.attempt, "cause": lost.cause}
+                index, name = self._identify(lost.position, lost.attempt)
                 if self._on_bad_sample == "substitute":
-                    self._quarantine(entry)
+                    # Not `attempt`: that is the run's own, on every line of its files.
+                    place = {"position": lost.position, "lost_attempt": lost.attempt}
+                    self._quarantine({**place, "index": index, "name": name, "cause": lost.cause})
                     self.quarantined[lost.position] = lost.attempt + 1
-                self._count(f"position {lost.position}", lost.cause, position=lost.position, substitute=None)
+                self._count(name, lost.cause, index=index, position=lost.position, substitute=None)
 
-    def _count(self, name: str, cause: str, *, position: int, substitute: int | None) -> None:
+    def _count(self, name: str, cause: str, *, index: int, position: int, substitute: int | None) -> None:
         if cause == "quarantined":
             return  # counted when it was lost
         self.num_bad += 1
         if len(self.bad_names) < 100:
             self.bad_names[name] = cause
-        self._journal({"name": name, "cause": cause, "position": position, "substitute": substitute})
+        self._journal({"name": name, "index": index, "cause": cause, "position": position, "substitute": substitute})
         if self._on_bad_sample == "fail":
             raise RunFailed(
-                f"bad sample {name}: {cause}\n"
+                f"bad sample {name} (position {position}): {cause}\n"
                 f"  policy:   on_bad_sample: fail\n"
                 f"  to go on: mend or remove it, or set on_bad_sample: substitute"
             )

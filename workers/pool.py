@@ -33,6 +33,8 @@ END_GRACE_S = 1.0
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that say nothing about the sample in work."""
 MAX_TRACE_FRAMES = 3
+_MAKER = os.path.join("workers", "produce.py")
+"""The file all samples are made in, as it ends in a traceback's frames."""
 
 log = logging.getLogger("headrace.pool")
 _forkserver = multiprocessing.get_context("forkserver")
@@ -153,7 +155,7 @@ def run_pool(config: PoolConfig, lifeline_fd: int | None = None) -> None:
     """Keep the pool's workers alive until the lifeline's other end is closed, or for ever without one."""
     os.environ.update(worker_environment())
     os.environ["TMPDIR"] = str(config.directory)  # the fork server's socket goes with the directory
-    _forkserver.set_forkserver_preload(["workers.worker", "headrace.cli"])
+    _forkserver.set_forkserver_preload(["workers.worker"])
     context = Context()
     poller = Poller()
     pool = Pool(config, context.dealer(config.connect, f"pool-{uuid.uuid4().hex[:8]}"), poller)
@@ -193,5 +195,7 @@ def _trace_frames(path: Path) -> str:
         elif blocks and line.startswith("  File "):
             blocks[-1].append(line.strip().removeprefix("File "))
     # The control thread never makes samples; the thread that does has `produce.py` among its frames.
-    making = next((block for block in blocks if any("produce.py" in frame for frame in block)), [])
-    return " < ".join(frame.replace('"', "") for frame in making[:MAX_TRACE_FRAMES])
+    making = next((block for block in blocks if any(_MAKER in frame for frame in block)), [])
+    # What was called from there tells the user more than how we got there; with nothing called, that place itself.
+    called = making[: next((at for at, frame in enumerate(making) if _MAKER in frame), 0)]
+    return " < ".join(frame.replace('"', "") for frame in (called or making)[:MAX_TRACE_FRAMES])

@@ -10,6 +10,7 @@ Shapes: N samples of the slice, H height, W width, C channels.
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +29,7 @@ from workers.progress import ProgressSlot
 MAX_ATTEMPTS = 50
 """Substitutes tried for one position. With 1 % of bad samples, 50 in a row happen once in 10^100 positions."""
 NUM_PROBED = 8
-"""Samples a probe makes; spread over the source, since neighbours tend to be alike."""
+"""Samples a probe makes; spread over an epoch, since neighbours in a source tend to be alike."""
 
 LABEL = FieldSpec(name="label", dtype="int64", shape=())
 
@@ -56,9 +57,7 @@ class Made(NamedTuple):
 class Producer:
     """Makes slices of one stream; equal leases give equal bytes in every process."""
 
-    def __init__(
-        self, spec: StreamSpec, source: Source, worker: str, progress: ProgressSlot | None = None
-    ) -> None:
+    def __init__(self, spec: StreamSpec, source: Source, worker: str, progress: ProgressSlot | None = None) -> None:
         self.spec = spec
         self._source = source
         self._worker = worker
@@ -106,20 +105,32 @@ class Producer:
         )
         return header, [images_NHWC, labels_N]
 
-    def probe(self, chain: CompiledChain, settings: Decode) -> BatchSpec:
-        """What this chain delivers, tried on samples spread over the source; StreamIsBroken if they disagree."""
+    def probe(
+        self, stream: tuple[str, int], chain: CompiledChain, settings: Decode, skip: Container[int] = ()
+    ) -> BatchSpec:
+        """What this chain delivers, tried on samples spread over an epoch; StreamIsBroken if they disagree.
+
+        `skip`: positions that are known to kill workers.
+        """
+        if self._progress:
+            self._progress.begin_slice(*stream)
         first: tuple[Made, str] | None = None
         failures = []
         num_probed = min(NUM_PROBED, self.spec.num_samples)
         for number in range(num_probed):
-            index = number * self.spec.num_samples // num_probed
+            position = number * self.spec.num_samples // num_probed
+            if position in skip:
+                continue
+            (key,) = self._order.keys(position, position + 1)
+            if self._progress:
+                self._progress.begin_sample(position)
             try:
-                made = self._transform(SampleKey(self.spec.seed, 0, number, index), 0, chain, settings)
+                made = self._transform(key, 0, chain, settings)
             except (SampleError, OSError) as error:
-                failures.append(f"{self._source.describe(index)}: {error}")
+                failures.append(f"{self._source.describe(key.sample_index)}: {error}")
                 continue
             if first is None:
-                first = made, self._source.describe(index)
+                first = made, self._source.describe(key.sample_index)
             elif (made.image_HWC.shape, made.image_HWC.dtype) != (first[0].image_HWC.shape, first[0].image_HWC.dtype):
                 raise StreamIsBroken(self._shape_changed(made, _field_of(first[0].image_HWC), first[1]))
         if first is None:
@@ -139,8 +150,7 @@ class Producer:
                 failures.append((candidate.sample_index, str(error)))
                 attempt += 1
             except (OSError, MemoryError) as error:
-                cause = f"{self._source.describe(candidate.sample_index)}: {error or type(error).__name__}"
-                raise ReadFailed(position, cause) from error
+                raise ReadFailed(position, f"the read failed: {error or type(error).__name__}") from error
             else:
                 bad += [
                     BadSample(
@@ -180,5 +190,3 @@ def _shape_text(shape: tuple[int, ...], dtype: str) -> str:
 
 def _field_of(image_HWC: NDArray[np.generic]) -> FieldSpec:
     return FieldSpec(name="image", dtype=image_HWC.dtype.name, shape=image_HWC.shape)
-
-

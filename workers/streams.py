@@ -7,7 +7,7 @@ Opens only sources and plug-ins that its own command line named, never what a pe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -76,10 +76,10 @@ class OpenStreams:
         spec = self._streams[stream].batch_specs[lease.recipe]
         return self._producer(stream).make(lease, *self._chain(stream, lease.recipe), spec)
 
-    def probe(self, stream: StreamId, digest: str) -> BatchSpec | tuple[Location, ...]:
+    def probe(self, stream: StreamId, digest: str, skip: Container[int] = ()) -> BatchSpec | tuple[Location, ...]:
         """What the recipe delivers, or why it is refused."""
         try:
-            return self._producer(stream).probe(*self._chain(stream, digest))
+            return self._producer(stream).probe(stream, *self._chain(stream, digest), skip)
         except ConfigError as error:
             return tuple(_location(problem) for problem in error.problems)
         except StreamIsBroken as error:

@@ -209,6 +209,7 @@ def _handle(
                 sockets.pop(endpoint).close()
         case Probe():
             answer = _guarded_probe(item, streams, control)
+            progress.end_slice(delivered=False)
             if answer is not None:
                 control.say(answer)
         case Lease():
@@ -238,7 +239,7 @@ def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: P
 
 def _guarded_probe(probe: Probe, streams: OpenStreams, control: Control) -> ProbeAnswer | None:
     try:
-        outcome = streams.probe((probe.stream, probe.incarnation), probe.recipe)
+        outcome = streams.probe((probe.stream, probe.incarnation), probe.recipe, probe.skip)
     except Exception as error:
         cause = str(error) if isinstance(error, HeadraceError) else "".join(traceback.format_exception(error))
         control.say(StreamBroken(stream=probe.stream, incarnation=probe.incarnation, cause=cause))

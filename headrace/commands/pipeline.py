@@ -14,6 +14,10 @@ def pipeline(
     runtime_dir: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Match slices to workers until stopped."""
+    from pipeline.lifeline import end_with
+
+    if lifeline is not None:
+        end_with(lifeline, runtime_dir)
     from pipeline.dispatcher import serve
     from pipeline.runtime_dir import RuntimeDir
 

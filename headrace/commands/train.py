@@ -7,6 +7,7 @@ Never trains by itself: `trainer.loop` does.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,9 @@ def train(
         except ConfigError:
             # Refused before its first step: the corrected command can use the same folder.
             folder.discard_if_unused()
+            raise
+        except KeyboardInterrupt:
+            print(f"headrace: stopped; what was done until now is in {folder.path}", file=sys.stderr)
             raise
     print_summary(summary, Console())
 

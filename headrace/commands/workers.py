@@ -23,6 +23,10 @@ def workers(
     runtime_dir: Annotated[Path | None, typer.Option(hidden=True)] = None,
 ) -> None:
     """Keep workers alive that make slices, until stopped."""
+    from pipeline.lifeline import end_with
+
+    if lifeline is not None:
+        end_with(lifeline, runtime_dir)
     from pipeline.runtime_dir import RuntimeDir
     from pipeline.sources import parse_source_argument
     from workers.pool import PoolConfig, run_pool

@@ -6,7 +6,7 @@ Never unpickles, never maps the images: a mapped file that shrinks kills the pro
 with OSError, and a mapping's pages would count as memory that grows with the data.
 
 Fingerprint: SHA-256 of dtype, shape, all image bytes, labels and class names. The images' hash is kept in the user's
-cache by path, size and change time, so it is computed once a file (0.7 to 2 s a GB).
+cache by path, size and change time, so it is computed once a file (1.7 s a GB).
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import hashlib
 import json
 import math
 import os
+import struct
 import time
+import tokenize
+import weakref
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +39,12 @@ _ZIP_LOCAL_HEADER_NBYTES = 30
 _ZIP_ENCRYPTED = 0x1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
 class StoredArray:
     """Where an array's values lie in an open file: C order, from `offset` on."""
 
-    file: BinaryIO
+    descriptor: int
+    """Closed with the last reference to this object."""
     name: str
     """How messages name it: `x.npz[images]` or `x.npy`."""
     offset: int
@@ -62,7 +66,7 @@ class StoredArray:
 
     def bytes_at(self, start: int, nbytes: int) -> bytes:
         # pread: no shared file position, so processes that inherited the descriptor don't disturb each other.
-        data = os.pread(self.file.fileno(), nbytes, self.offset + start)
+        data = os.pread(self.descriptor, nbytes, self.offset + start)
         if len(data) != nbytes:
             raise OSError(errno.EIO, f"ends early: {len(data)} of {nbytes} bytes at {self.offset + start}", self.name)
         return data
@@ -122,10 +126,10 @@ def open_arrays(config: ArraysSource) -> Arrays:
 
 def _open_npy(path: Path) -> StoredArray:
     try:
-        file = open(path, "rb")  # noqa: SIM115 (stays open as long as the source)
+        with open(path, "rb") as file:
+            return _stored_array(path, file, path.name)
     except OSError as error:
         _refuse(path, "a NumPy file", str(error.strerror), "correct the path")
-    return _stored_array(path, file, path.name)
 
 
 def _open_member(path: Path, member: str) -> StoredArray:
@@ -137,16 +141,16 @@ def _open_member(path: Path, member: str) -> StoredArray:
                 way_out = "write it with np.savez, not np.savez_compressed"
                 _refuse(path, f"{member!r} stored as it is", "compressed or encrypted", way_out)
             archive.open(info).close()  # checks the local header, which is read below
-        file = open(path, "rb")  # noqa: SIM115 (stays open as long as the source)
+        with open(path, "rb") as file:
+            # The local header repeats the name and may carry other extra fields than the central directory.
+            file.seek(info.header_offset + _ZIP_LOCAL_HEADER_NBYTES - 4)
+            name_nbytes, extra_nbytes = struct.unpack("<HH", file.read(4))
+            file.seek(name_nbytes + extra_nbytes, os.SEEK_CUR)
+            return _stored_array(path, file, f"{path.name}[{member}]")
     except KeyError:
         _refuse(path, f"an array named {member!r}", "none", "np.savez(path, images=images, labels=labels)")
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile) as error:  # RuntimeError: a kind that zipfile does not know
         _refuse(path, "an .npz file", getattr(error, "strerror", None) or str(error), "correct the path")
-    # The local header repeats the name and may carry other extra fields than the central directory.
-    file.seek(info.header_offset + _ZIP_LOCAL_HEADER_NBYTES - 4)
-    name_nbytes, extra_nbytes = np.frombuffer(file.read(4), "<u2").tolist()
-    file.seek(name_nbytes + extra_nbytes, os.SEEK_CUR)
-    return _stored_array(path, file, f"{path.name}[{member}]")
 
 
 def _stored_array(path: Path, file: BinaryIO, name: str) -> StoredArray:
@@ -155,16 +159,16 @@ def _stored_array(path: Path, file: BinaryIO, name: str) -> StoredArray:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, is_fortran, dtype = read_header(file)
-    except ValueError as error:
-        file.close()
-        _refuse(path, "a NumPy array", str(error).splitlines()[0], "write it with np.save or np.savez")
-    array = StoredArray(file=file, name=name, offset=file.tell(), shape=shape, dtype=dtype)
+    except (ValueError, TypeError, SyntaxError, tokenize.TokenError) as error:  # NumPy parses the header as Python
+        got = f"{name}: {str(error).splitlines()[0]}"
+        _refuse(path, "a NumPy array", got, "write it with np.save or np.savez")
     if dtype.kind not in "iu" or not shape or min(shape) < 1 or (is_fortran and len(shape) > 1):
-        file.close()
         order = "Fortran" if is_fortran else "C"
         _refuse(path, f"{name}: whole numbers in C order, at least one", f"{dtype} {shape}, {order} order", "")
-    if array.offset + array.nbytes > os.fstat(file.fileno()).st_size:
-        file.close()
+    descriptor = os.dup(file.fileno())
+    array = StoredArray(descriptor=descriptor, name=name, offset=file.tell(), shape=shape, dtype=dtype)
+    weakref.finalize(array, os.close, descriptor)
+    if array.offset + array.nbytes > os.fstat(descriptor).st_size:
         _refuse(path, f"{name}: {array.nbytes} bytes of values", "a file that ends before them", "write it again")
     return array
 
@@ -182,7 +186,6 @@ def _load_labels(config: ArraysSource, stored: StoredArray, num_images: int) -> 
     if stored.shape != (num_images,):
         _refuse(path, f"labels of shape ({num_images},), one an image", str(stored.shape), "")
     labels = np.frombuffer(stored.bytes_at(0, stored.nbytes), stored.dtype)
-    stored.file.close()
     for worst in (labels.min(), labels.max()):
         if not 0 <= worst < MAX_NUMBERED_CLASSES:
             _refuse(path, f"labels from 0 to {MAX_NUMBERED_CLASSES - 1}", str(worst), "number the classes 0, 1, 2, ...")
@@ -200,7 +203,7 @@ def _fingerprint(config: ArraysSource, images: StoredArray, labels: np.ndarray, 
 
 def _content_sha256(path: Path, images: StoredArray) -> str:
     """Hash of the image bytes, from the cache if the file has not changed since."""
-    status = os.fstat(images.file.fileno())
+    status = os.fstat(images.descriptor)
     state = [status.st_ino, status.st_size, status.st_ctime_ns, images.offset]
     cached = cache_folder() / (cache_key({"arrays": os.path.abspath(path)}) + ".sha256.json")
     with lock(cached):  # of several workers one hashes, the others wait for what it finds

@@ -48,7 +48,9 @@ def test_every_kind_of_file_becomes_what_the_job_asks_for(name: str, settings: D
     assert image.flags.writeable
 
 
-@pytest.mark.parametrize("name", ["RGB jpeg", "CMYK jpeg", "progressive jpeg", "RGBA png", "RGB webp", "16-bit RGB png"])
+@pytest.mark.parametrize(
+    "name", ["RGB jpeg", "CMYK jpeg", "progressive jpeg", "RGBA png", "RGB webp", "16-bit RGB png"]
+)
 def test_colours_are_red_green_blue_in_this_order(name: str) -> None:
     """Within the loss of the format; a swap of channels or inverted CMYK would be off by a hundred."""
     difference = decode(STILL[name], RGB).astype(int) - photo()
@@ -114,7 +116,13 @@ def test_arrays_become_what_the_job_asks_for_and_stay_as_they_were(
 
 @pytest.mark.parametrize(
     "array",
-    [np.zeros((4, 4)), np.zeros((4, 4), np.int8), np.zeros(4, np.uint8), np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8)],
+    [
+        np.zeros((4, 4)),
+        np.zeros((4, 4), np.int8),
+        np.zeros(4, np.uint8),
+        np.zeros((4, 4, 5), np.uint8),
+        np.zeros((0, 4), np.uint8),
+    ],
     ids=["float", "signed", "flat", "five channels", "no rows"],
 )
 def test_an_array_that_is_no_image_is_a_bad_sample(array: np.ndarray) -> None:

@@ -58,7 +58,7 @@ def test_a_folder_lists_images_below_each_class_in_the_order_of_their_bytes(tmp_
     write(tmp_path / "data", *names, "a/notes.txt", "a/.hidden.jpg", ".git/x.jpg", "loose.jpg")
     source = open_source(FolderSource(path=tmp_path / "data"))
     in_order = sorted(names, key=str.encode)
-    assert ("Z", "a", "a-b", "é") == source.classes
+    assert source.classes == ("Z", "a", "a-b", "é")
     assert [name.replace("\n", "\\n") for name in in_order] == names_of(source)
     for index, name in enumerate(in_order):
         sample = source.read(index)
@@ -67,7 +67,7 @@ def test_a_folder_lists_images_below_each_class_in_the_order_of_their_bytes(tmp_
 
 def test_names_that_are_not_utf_8_are_read_and_shown_with_escapes(tmp_path: Path) -> None:
     source = open_source(FolderSource(path=write(tmp_path / "data", b"a\xff/\xfe.jpg")))
-    assert (["a\\xff/\\xfe.jpg"], ("a\\xff",)) == (names_of(source), source.classes)
+    assert (names_of(source), source.classes) == (["a\\xff/\\xfe.jpg"], ("a\\xff",))
     assert source.read(0).data == b"a\xff/\xfe.jpg"
 
 
@@ -102,7 +102,7 @@ def test_the_data_folder_is_never_written_to(tmp_path: Path, cache: Path) -> Non
     before = sorted(path.name for path in data.rglob("*"))
     open_source(FolderSource(path=data))
     assert before == sorted(path.name for path in data.rglob("*"))
-    assert [".index", ".lock"] == sorted(path.suffix for path in cache.iterdir())
+    assert sorted(path.suffix for path in cache.iterdir()) == [".index", ".lock"]
 
 
 @pytest.mark.usefixtures("settled")
@@ -216,9 +216,9 @@ def test_a_link_to_nothing_is_a_sample_whose_read_fails(tmp_path: Path) -> None:
     (data / "a/0.jpg").symlink_to("nowhere")
     (data / "a/self.jpg").symlink_to("self.jpg")
     source = open_source(FolderSource(path=data))
-    assert ["a/0.jpg", "a/1.jpg", "a/self.jpg"] == names_of(source)
+    assert names_of(source) == ["a/0.jpg", "a/1.jpg", "a/self.jpg"]
     for index in (0, 2):
-        with pytest.raises(OSError, match="0.jpg|self.jpg"):
+        with pytest.raises(OSError, match=r"0\.jpg|self\.jpg"):
             source.read(index)
 
 
@@ -226,7 +226,7 @@ def test_links_to_folders_are_followed_and_a_loop_is_refused(tmp_path: Path) -> 
     data = write(tmp_path / "data", "a/1.jpg")
     write(tmp_path / "elsewhere", "2.jpg")
     (data / "b").symlink_to(tmp_path / "elsewhere")
-    assert ["a/1.jpg", "b/2.jpg"] == names_of(open_source(FolderSource(path=data)))
+    assert names_of(open_source(FolderSource(path=data))) == ["a/1.jpg", "b/2.jpg"]
     (data / "a/up").symlink_to(data)
     assert "loop" in refusal(FolderSource(path=data))
 
@@ -244,7 +244,7 @@ def test_a_folder_without_samples_is_refused_with_the_way_out(tmp_path: Path) ->
     assert "1 images without a class folder" in refusal(FolderSource(path=write(tmp_path / "loose", "1.jpg")))
     assert "add images" in refusal(FolderSource(path=write(tmp_path / "other", "a/1.jpg", "b/notes.txt")))
     assert "a file" in refusal(FolderSource(path=tmp_path / "loose" / "1.jpg"))
-    nothing = SplitByHash(part="held_out", held_out=0.0)
+    nothing = SplitByHash(part="held_out", held_out=1e-12)
     assert "split" in refusal(FolderSource(path=write(tmp_path / "split", "a/1.jpg"), split=nothing))
 
 
@@ -256,7 +256,9 @@ def test_a_cache_that_can_not_be_written_says_which_variable_to_set(
     assert "XDG_CACHE_HOME" in refusal(FolderSource(path=write(tmp_path / "data", "a/1.jpg")))
 
 
-@given(st.lists(st.binary(min_size=1, max_size=12), unique=True, max_size=60), st.floats(0, 1), st.text(max_size=3))
+@given(
+    st.lists(st.binary(min_size=1, max_size=12), unique=True, max_size=60), st.floats(0.01, 0.99), st.text(max_size=3)
+)
 def test_a_split_gives_each_sample_to_one_side_and_moves_no_other(
     names: list[bytes], held_out: float, salt: str
 ) -> None:
@@ -269,9 +271,7 @@ def test_a_split_gives_each_sample_to_one_side_and_moves_no_other(
 
 def test_a_split_holds_out_about_its_share_and_keeps_all_classes(tmp_path: Path) -> None:
     data = write(tmp_path / "data", *(f"{name}/{number}.jpg" for name in "ab" for number in range(300)))
-    sides = [
-        open_source(FolderSource(path=data, split=SplitByHash(part=part))) for part in ("train", "held_out")
-    ]
+    sides = [open_source(FolderSource(path=data, split=SplitByHash(part=part))) for part in ("train", "held_out")]
     assert sorted(names_of(sides[0]) + names_of(sides[1])) == names_of(open_source(FolderSource(path=data)))
     assert sides[0].classes == sides[1].classes == ("a", "b")
     assert 80 < len(sides[1]) < 160
@@ -289,16 +289,16 @@ def manifest(folder_path: Path, text: str, *files: str) -> ManifestSource:
 def test_a_manifest_takes_its_rows_in_any_order_and_its_columns_by_name(tmp_path: Path, mark: str) -> None:
     text = mark + 'label,x,path\r\ndog,0,b/2.jpg\r\n"cat",0,"a, ""1"".jpg"\r\n\r\ndog,1,b/2.jpg\r\n'
     source = open_source(manifest(tmp_path, text, 'a, "1".jpg', "b/2.jpg"))
-    assert ['a, "1".jpg', "b/2.jpg", "b/2.jpg"] == names_of(source)
-    assert ("cat", "dog") == source.classes
-    assert [0, 1, 1] == [source.read(index).label for index in range(3)]
+    assert names_of(source) == ['a, "1".jpg', "b/2.jpg", "b/2.jpg"]
+    assert source.classes == ("cat", "dog")
+    assert [source.read(index).label for index in range(3)] == [0, 1, 1]
     assert source.read(1).data == b"b/2.jpg"
 
 
 def test_number_labels_are_the_classes_themselves(tmp_path: Path) -> None:
     source = open_source(manifest(tmp_path, "path,label\n1.jpg,7\n2.jpg,10\n", "1.jpg", "2.jpg"))
     assert tuple(map(str, range(11))) == source.classes
-    assert [7, 10] == [source.read(index).label for index in range(2)]
+    assert [source.read(index).label for index in range(2)] == [7, 10]
 
 
 def test_a_manifest_may_name_files_anywhere(tmp_path: Path) -> None:
@@ -306,7 +306,7 @@ def test_a_manifest_may_name_files_anywhere(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere", "1.jpg")
     text = f"path,label\n../elsewhere/1.jpg,a\n{tmp_path}/elsewhere/1.jpg,b\n"
     source = open_source(manifest(tmp_path / "data", text))
-    assert [b"1.jpg", b"1.jpg"] == [source.read(index).data for index in range(2)]
+    assert [source.read(index).data for index in range(2)] == [b"1.jpg", b"1.jpg"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,113 @@
+"""A home of its own for each run: where it may leave files, and which processes belong to it; for acceptance tests.
+
+In:  nothing.
+Out: an environment for the run's commands; the processes that carry it, orphans included; the files they left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+import uuid
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+_MARK = "HEADRACE_TEST_HOME"
+GONE_WITHIN_S = 5.0
+"""The law's own number: however the trainer ends, this long after it nothing of the job is left."""
+
+
+class Home:
+    """Private runtime, temporary and cache directories."""
+
+    def __init__(self) -> None:
+        # A short path: sockets stand in it, and pytest's own directories are too long for that.
+        self.path = Path(tempfile.mkdtemp(prefix="hr-"))
+        self.runtime, self.temporary = self.path / "run", self.path / "tmp"
+        self.runtime.mkdir(mode=0o700)
+        self.temporary.mkdir()
+        self._mark = uuid.uuid4().hex
+        self.environment = {
+            "XDG_RUNTIME_DIR": str(self.runtime),
+            "TMPDIR": str(self.temporary),
+            "XDG_CACHE_HOME": str(self.path / "cache"),
+            _MARK: self._mark,
+        }
+
+    def processes(self) -> list[psutil.Process]:
+        """Every living process that was started with this home's environment, however it was orphaned since."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                is_ours = process.environ().get(_MARK) == self._mark
+                if is_ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except psutil.Error:
+                pass  # it ended meanwhile, or is another user's
+        return found
+
+    def left_files(self) -> list[str]:
+        """What stands in the runtime and temporary directories, but for what lives longer than a run on purpose."""
+        found = [path for folder in (self.runtime, self.temporary) for path in folder.rglob("*")]
+        # The directory of all jobs is ours and empty between jobs; torch makes an (empty) cache of its own when the
+        # first optimizer is built, for all later processes of the user.
+        lasting = {self.runtime / "headrace"}
+        return [str(path) for path in found if path not in lasting and not path.name.startswith("torchinductor_")]
+
+    def assert_empty_soon(self) -> None:
+        """Nothing is left within the law's time."""
+        deadline_s = time.monotonic() + GONE_WITHIN_S
+        while True:
+            left = [" ".join(process.cmdline()) for process in self.processes()] + self.left_files()
+            if not left:
+                return
+            assert time.monotonic() < deadline_s, f"left after {GONE_WITHIN_S:g} s: {left}"
+            time.sleep(0.05)
+
+    def kill_all(self) -> None:
+        """SIGKILL everything at once: stopped first, so that nobody can react to another's death."""
+        processes = self.processes()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):  # it died of another's death
+                    os.kill(process.pid, number)
+        psutil.wait_procs(processes, timeout=GONE_WITHIN_S)
+
+    def remove(self) -> None:
+        """Nothing of this home outlives its test."""
+        self.kill_all()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_arrays(folder: Path, *, num_samples: int = 256, side: int = 32) -> Path:
+    """Random images (num_samples, side, side, 3) with labels 0 to 3, as one .npz."""
+    images = np.random.default_rng(0).integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)
+    path = folder / "arrays.npz"
+    np.savez(path, images=images, labels=np.arange(num_samples) % 4)
+    return path
+
+
+def small_job(folder: Path, *, num_samples: int = 256, side: int = 32, normalise: bool = True, **train: object) -> Path:
+    """A job file over random arrays; by default its training takes days."""
+    write_arrays(folder, num_samples=num_samples, side=side)
+    chain: list[object] = [{"HorizontalFlip": {"p": 0.5}}]
+    if normalise:
+        chain += ["Normalize", "ToTensorV2"]
+    job = {
+        "name": "small",
+        "sources": {"photos": {"kind": "arrays", "path": "arrays.npz"}},
+        "train": {"source": "photos", "chain": chain, "batch_size": 32, "epochs": 100_000, **train},
+        "model": {"kind": "mlp", "width": 8, "depth": 1},
+        "device": "cpu",
+        "torch_threads": 1,
+    }
+    path = folder / "job.yaml"
+    path.write_text(json.dumps(job, indent=1))
+    return path

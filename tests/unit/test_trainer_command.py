@@ -1,0 +1,153 @@
+"""`headrace train` from a job file to its summary, on streams held in memory."""
+
+import io
+import sys
+import types
+from contextlib import contextmanager
+
+import pytest
+import torch
+from rich.console import Console
+
+from headrace.commands import train as command
+from pipeline.config import load_job
+from pipeline.errors import ConfigError
+from pipeline.json_lines import read_lines
+from pipeline.recipe import BatchSpec, FieldSpec, Finish
+from trainer.batch import Batch
+from trainer.checkpoint import load_model
+from trainer.record import Progress, Summary
+
+JOB = """
+name: tiny
+sources: {digits: {kind: digits}}
+train: {source: digits, chain: [Normalize, ToTensorV2], epochs: 2}
+eval: {source: digits, chain: [Normalize, ToTensorV2]}
+model: {kind: mlp, width: 4, depth: 1}
+"""
+
+
+class TwoSteps:
+    """A stream of two random batches, judged on one of them."""
+
+    num_steps = 2
+    classes = ("a", "b")
+    waited_s = 0.25
+    fingerprints = {"digits": "ff" * 32}  # noqa: RUF012
+
+    def __init__(self, finish):
+        self.spec = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(8, 8, 1)),), finish=finish)
+        self.train = self
+
+    def __iter__(self):
+        for step in range(self.num_steps):
+            yield Batch(
+                step=step,
+                epoch=step,
+                start=4 * step,
+                stop=4 * step + 4,
+                recipe="abc",
+                digest="ff",
+                images=torch.randn(4, 1, 8, 8),
+                labels=torch.tensor([0, 1, 0, 1]),
+                sample_ids=torch.arange(4),
+            )
+
+    def evaluate(self):
+        yield next(iter(self))
+
+
+@pytest.fixture
+def opened(monkeypatch, tmp_path):
+    """The command's streams; says with how many workers they were opened."""
+    calls = {"finish": Finish(scale=(1.0,), shift=(0.0,), channels_first=True)}
+
+    @contextmanager
+    def open_streams(job, num_workers, run_folder):
+        calls["num_workers"] = num_workers
+        yield TwoSteps(calls["finish"])
+
+    embedded = types.ModuleType("headrace.embedded")
+    embedded.open_streams = open_streams
+    monkeypatch.setitem(sys.modules, "headrace.embedded", embedded)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "job.yaml").write_text(JOB)
+    return calls
+
+
+def test_a_job_is_trained_into_runs_name_and_its_model_can_be_loaded_as_printed(opened, tmp_path, capsys):
+    command.train(tmp_path / "job.yaml", workers=3, set_=["model.width=6"])
+    run = tmp_path / "runs" / "tiny"
+    printed = capsys.readouterr().out
+    assert opened["num_workers"] == 3
+    assert "held-out accuracy" in printed
+    assert "step 2/2" in printed
+    (load,) = [line for line in printed.splitlines() if "load_model(" in line]
+    namespace = {}
+    exec(load.strip(), namespace)
+    assert namespace["model"](torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+    assert len(read_lines(run / "metrics.jsonl")) == 2
+    assert load_model(run / "checkpoints" / "step-00000002")[1].out_features == 6
+
+
+def test_the_folders_job_file_is_the_job_as_it_ran(opened, tmp_path):
+    """Overrides included, and independent of where it lies."""
+    command.train(tmp_path / "job.yaml", run_dir=tmp_path / "elsewhere", set_=["model.width=6", "workers=1"])
+    again = load_job(tmp_path / "elsewhere" / "job.yaml")
+    original = load_job(tmp_path / "job.yaml", ["model.width=6", "workers=1"])
+    assert again.config == original.config
+    assert again.train.digest == original.train.digest
+    assert opened["num_workers"] == 1
+    assert (tmp_path / "elsewhere" / "chains" / f"{again.train.digest}.yaml").exists()
+
+
+def test_a_job_refused_before_its_first_step_leaves_no_folder_in_the_way(opened, tmp_path):
+    good, opened["finish"] = opened["finish"], Finish()
+    with pytest.raises(ConfigError, match="Normalize, ToTensorV2"):
+        command.train(tmp_path / "job.yaml")
+    assert not (tmp_path / "runs" / "tiny").exists()
+    opened["finish"] = good
+    command.train(tmp_path / "job.yaml")
+    with pytest.raises(ConfigError, match="the folder of an earlier run"):
+        command.train(tmp_path / "job.yaml")
+
+
+def test_without_a_terminal_there_is_a_line_every_few_seconds_and_one_for_the_last_step():
+    now_s = 100.0
+    output = io.StringIO()
+    update = command._line_printer(Console(file=output), lambda: now_s)
+    for step in range(1, 10):
+        now_s += 2.0
+        update(
+            Progress(
+                num_steps_done=step,
+                num_steps=9,
+                epoch=0,
+                loss=1.0,
+                samples_per_s=400.0,
+                waited_fraction=0.5,
+                maybe_evaluation=None,
+            )
+        )
+    steps = [line.split()[1] for line in output.getvalue().splitlines()]
+    assert steps == ["1/9", "4/9", "7/9", "9/9"]
+
+
+def test_a_summary_says_when_steps_were_skipped(tmp_path):
+    output = io.StringIO()
+    summary = Summary(
+        num_steps=9,
+        num_samples=90,
+        skipped_steps=2,
+        samples_per_s=400.0,
+        waited_s=1.0,
+        waited_fraction=0.1,
+        final_loss=0.5,
+        held_out_loss=None,
+        held_out_accuracy=None,
+        run_folder=tmp_path,
+        checkpoint=tmp_path / "checkpoints" / "step-00000009",
+    )
+    command.print_summary(summary, Console(file=output, width=100))
+    assert "skipped steps" in output.getvalue()
+    assert "held-out" not in output.getvalue()
