@@ -20,10 +20,10 @@ demo-data: $(INSTALLED)
 demo: $(INSTALLED) demo-data
 	$(BIN)/headrace train configs/jobs/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
 
-test: $(INSTALLED)
+test: install
 	$(BIN)/pytest -m 'not long'
 
-test-long: $(INSTALLED)
+test-long: install
 	$(BIN)/pytest -m 'long or not long'
 
 check: $(INSTALLED)

@@ -12,7 +12,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from multiprocessing.context import SpawnProcess
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -21,7 +22,11 @@ from headrace.bench_count import Counted, CpuSeconds, count
 from headrace.bench_usage import Memory, ProcessTree
 from pipeline.config_job import Job
 from pipeline.sources import open_source
+from pipeline.user_code import load_module, plugin_name
 from workers.environment import die_with_parent, tune_malloc, worker_environment
+
+if TYPE_CHECKING:
+    from workers.chain_plain import PlainSamples
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,9 +98,8 @@ class Loader(Batches):
 
     def __init__(self, job: Job, num_workers: int, *, malloc: bool) -> None:
         from trainer.dataloader_rival import rival_batches
-        from workers.chain_plain import PlainSamples
 
-        samples = PlainSamples(job.train, open_source(job.config.sources[job.config.train.source]))
+        samples = _plain_samples(job)
 
         def start_worker(number: int) -> None:
             die_with_parent()
@@ -126,10 +130,10 @@ class RawLimit(Contender):
     """Plain processes that make samples in a loop and throw them away: their summed rate."""
 
     def __init__(self, job: Job, num_workers: int) -> None:
-        # Forked by a fresh process each, as our workers: nothing that the parent did shapes their memory.
+        # Fresh processes: nothing that the parent did shapes their memory.
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
-        self._processes = []
+        self._processes: list[SpawnProcess] = []
         for number in range(num_workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_make_samples, args=(job, number, theirs), daemon=True)
@@ -157,11 +161,9 @@ class RawLimit(Contender):
 
 
 def _make_samples(job: Job, number: int, pipe: Connection) -> None:
-    from workers.chain_plain import PlainSamples
-
     die_with_parent()
     tune_malloc()
-    samples = PlainSamples(job.train, open_source(job.config.sources[job.config.train.source]))
+    samples = _plain_samples(job)
     indices = np.random.default_rng(number)
 
     def make() -> Iterator[int]:
@@ -181,11 +183,18 @@ def _make_samples(job: Job, number: int, pipe: Connection) -> None:
         pipe.send(count(sizes, ignore_s=ignore_s, count_s=count_s, clock=time.monotonic, read_cpu=read_cpu))
 
 
+def _plain_samples(job: Job) -> PlainSamples:
+    from workers.chain_plain import PlainSamples  # not above: this pipeline's trainer must not have albumentations
+
+    plugins = {plugin_name(name): load_module(name, job.path.absolute().parent) for name in job.config.plugins}
+    return PlainSamples(job.train, open_source(job.config.sources[job.config.train.source]), plugins)
+
+
 CONTENDERS = {
     "headrace": "this pipeline",
     "raw": "raw limit",
     "loader": "DataLoader",
-    "loader-untuned": "DataLoader, untuned malloc",
+    "loader-untuned": "DataLoader, no malloc",
 }
 """Name -> what it is called in the report, in the order of a round."""
 

@@ -50,7 +50,7 @@ def rows(rounds: Sequence[Round], reseed_us: float) -> list[Row]:
     """Every target with its result. Ratios are taken within a round, where both had the same machine."""
     made = [
         _row(
-            f"this pipeline / {CONTENDERS[other]}",
+            f"pipeline / {CONTENDERS[other]}",
             [entry["headrace"].samples_per_s / entry[other].samples_per_s for entry in rounds],
             target,
             at_least=True,

@@ -43,11 +43,10 @@ class Driver:
             start_new_session=True,  # Ctrl-C is for the command; the end of stdin ends the drivers
             env=environment,
         )
-        try:
-            self._reply()
-        except BaseException:
-            self.end()
-            raise
+
+    def wait_until_started(self) -> None:
+        """Returns once it has delivered a first time; RunFailed if it ended instead."""
+        self._reply()
 
     def measure(self, ignore_s: float, count_s: float) -> Measured:
         """One window; returns when the contender rests again."""
@@ -91,10 +90,12 @@ def measure_rounds(
     """Every contender's windows, in turns: A B C D, A B C D, ..."""
     with contextlib.ExitStack() as stack:
         drivers: dict[str, Driver] = {}
-        for name, title in CONTENDERS.items():
-            report(f"starting {title}")
+        report(f"starting {', '.join(CONTENDERS.values())}")
+        for name in CONTENDERS:
             drivers[name] = Driver(name, job_file, overrides, num_workers)
             stack.callback(drivers[name].end)
+        for driver in drivers.values():
+            driver.wait_until_started()
         rounds: list[Round] = []
         for number in range(num_rounds):
             entry = {name: driver.measure(ignore_s, count_s) for name, driver in drivers.items()}

@@ -45,6 +45,8 @@ class Streams:
         self._run = uuid.uuid4().hex[:12]
         self._device = choose_device(job.config.device)
         self._sources: dict[str, Source] = {}
+        self.num_bad_samples = 0
+        """Bad samples met so far, in all streams; each was named when it was met."""
         self._batch_specs: dict[Role, BatchSpec] = {}
         self._wire_pool = BufferPool(max_free=job.config.window_batches + 2, pinned=self._device.type == "cuda")
         self._services = Services(job, num_workers) if num_workers else None
@@ -168,6 +170,7 @@ class Streams:
                 folder.append_quarantine({"stream": role, **entry})
 
         def journal(entry: dict[str, Any]) -> None:
+            self.num_bad_samples += 1
             if folder is not None:
                 folder.append_event("bad_sample", stream=role, **entry)
             else:  # without a run folder stderr is the only place to name it

@@ -39,7 +39,11 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line else self.file
-        lines = [f"{place}: {self.path}" if self.path else place, f"  expected: {self.expected}", f"  got:      {self.got}"]
+        lines = [
+            f"{place}: {self.path}" if self.path else place,
+            f"  expected: {self.expected}",
+            f"  got:      {self.got}",
+        ]
         if self.way_out:
             lines.append(f"  to go on: {self.way_out}")
         return "\n".join(lines)

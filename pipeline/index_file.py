@@ -169,16 +169,17 @@ def cache_key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def cached_index(key: str, build: Callable[[], IndexBuilder]) -> tuple[Index, Path]:
+def cached_index(key: str, build: Callable[[], IndexBuilder], wanted: str = "") -> tuple[Index, Path]:
     """The index under `key`, and its file: `build` runs only if there is none that is whole and fresh.
 
+    An index whose fingerprint is `wanted` need not be fresh: it is the one that a run goes by, to its end.
     Of several processes that start at once, one builds while the others wait, then map what it made.
     """
     file = cache_folder() / f"{key}.index"
-    index = open_index(file)
+    index = open_index(file, wanted=wanted)
     if index is None:
         with lock(file):
-            index = open_index(file)
+            index = open_index(file, wanted=wanted)
             if index is None:
                 write_index(file, build())
                 index = open_index(file, trusted=True)
@@ -186,8 +187,11 @@ def cached_index(key: str, build: Callable[[], IndexBuilder]) -> tuple[Index, Pa
     return index, file
 
 
-def open_index(file: Path, *, trusted: bool = False) -> Index | None:
-    """The index in `file`, or None if it is missing, damaged or stale (`trusted`: just written, so not stale)."""
+def open_index(file: Path, *, trusted: bool = False, wanted: str = "") -> Index | None:
+    """The index in `file`, or None if it is missing, damaged or stale.
+
+    `trusted`: just written, so not stale. `wanted`: an index with this fingerprint is taken, stale or not.
+    """
     try:
         with open(file, "rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
@@ -201,6 +205,7 @@ def open_index(file: Path, *, trusted: bool = False) -> Index | None:
         return None
     mapped.madvise(mmap.MADV_DONTNEED)  # checking touched every page; only those in use shall count as memory
     head = json.loads(bytes(view[_PREFIX.size : _PREFIX.size + head_nbytes]))
+    trusted = trusted or head["fingerprint"] == wanted
     if not trusted and not _witnesses_are_unchanged(head):
         return None
     index = Index(head, view[_PREFIX.size + head_nbytes :])

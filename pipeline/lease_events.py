@@ -97,7 +97,9 @@ class Ticked:
     """Time passed, and every message that had arrived before was stepped."""
 
 
-Event = StreamRegistered | StreamBeaten | StreamLeft | WorkerJoined | WorkerBeaten | WorkerGone | SliceGivenBack | Ticked
+Event = (
+    StreamRegistered | StreamBeaten | StreamLeft | WorkerJoined | WorkerBeaten | WorkerGone | SliceGivenBack | Ticked
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,9 @@ class StreamSlices:
             self._move_head(event.head_step)
         self._arrived = event.arrived
         self.quarantined = event.quarantined
-        decided = [lost.position for lost in self.lost.values() if self.quarantined.get(lost.position, 0) > lost.attempt]
+        decided = [
+            lost.position for lost in self.lost.values() if self.quarantined.get(lost.position, 0) > lost.attempt
+        ]
         for position in decided:
             del self.lost[position]
             heapq.heappush(self._waiting, (position, position + 1))

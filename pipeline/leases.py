@@ -148,7 +148,8 @@ class Leases:
         if event.at is not None:
             stream_id, position = event.at
             in_hand = next(
-                (n for n, held in worker.leases.items() if held.stream == stream_id and position in range(*held.range)), None
+                (n for n, held in worker.leases.items() if held.stream == stream_id and position in range(*held.range)),
+                None,
             )
         actions: list[Action] = []
         for number, held in worker.leases.items():
@@ -204,7 +205,7 @@ class Leases:
                 self.streams[held.stream].give_back(held.range)
 
     def _grants(self, now_s: float) -> Iterator[Action]:
-        """Lease waiting slices, each to the worker with the least in hand, each from the stream with the fewest leased."""
+        """Lease waiting slices: to the worker with the least in hand, from the stream with the fewest leased."""
         while (match := self._match(now_s)) is not None:
             yield self._grant(*match, now_s)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -43,7 +44,9 @@ class Timeline:
     def __init__(
         self, entries: Sequence[TimelineEntry], *, num_samples: int, last_batch: LastBatch, end_position: int
     ) -> None:
-        if not entries or any(a.step >= b.step or a.start >= b.start for a, b in zip(entries, entries[1:], strict=False)):
+        if not entries or any(
+            a.step >= b.step or a.start >= b.start for a, b in pairwise(entries)
+        ):
             raise ValueError("a timeline needs entries with rising steps and positions")
         if num_samples < 1 or any(entry.batch_size < 1 or entry.start < 0 or entry.step < 0 for entry in entries):
             raise ValueError("a timeline needs num_samples and batch sizes from 1, positions and steps from 0")

@@ -73,7 +73,7 @@ def decode_header(frame: bytes | memoryview) -> SliceHeader:
 
 def field_nbytes(field: FieldSpec, num_samples: int) -> int:
     """Bytes of one field's frame; RemoteProtocolError if the spec is not one we would send."""
-    if field.dtype not in DTYPES or len(field.shape) > MAX_NDIM or any(not 0 <= size < 2**31 for size in field.shape):
+    if field.dtype not in DTYPES or len(field.shape) > MAX_NDIM or any(not 1 <= size < 2**31 for size in field.shape):
         raise RemoteProtocolError(f"field {field.name!r}: {field.dtype!r} of shape {field.shape} is not allowed")
     return num_samples * math.prod(field.shape) * np.dtype(field.dtype).itemsize
 

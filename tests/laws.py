@@ -128,9 +128,15 @@ class LossySystem:
 
     def _registration(self) -> StreamRegistered:
         return StreamRegistered(
-            stream=("s", 1), source="photos", timeline=self.timeline, slice_size=self.slice_size, head_step=0, arrived=0,
-            window=self.window, quarantined={},
-        )  # fmt: skip
+            stream=("s", 1),
+            source="photos",
+            timeline=self.timeline,
+            slice_size=self.slice_size,
+            head_step=0,
+            arrived=0,
+            window=self.window,
+            quarantined={},
+        )
 
     def _start_worker(self, now_s: float) -> None:
         self.num_started += 1
@@ -171,9 +177,13 @@ class LossySystem:
         self.beat_number += 1
         arrived = int.from_bytes(self.trainer.arrived(), "little")
         beat = StreamBeaten(
-            stream=("s", 1), number=self.beat_number, head_step=self.trainer.head_step, arrived=arrived, window=self.window,
+            stream=("s", 1),
+            number=self.beat_number,
+            head_step=self.trainer.head_step,
+            arrived=arrived,
+            window=self.window,
             quarantined=self.quarantined,
-        )  # fmt: skip
+        )
         self.control.send(beat, now_s)
 
     def _act(self, actions: list[Action], now_s: float) -> None:
@@ -183,7 +193,9 @@ class LossySystem:
                     step_range = range(self.trainer.head_step, self.trainer.head_step + self.window)
                     in_window = [self.timeline.batch(s) for s in step_range if s < self.timeline.num_steps]
                     behind = not in_window or action.lease.stop <= in_window[0].start
-                    assert behind or any(b.start <= action.lease.start < b.stop for b in in_window), "leased beyond the window"
+                    assert behind or any(b.start <= action.lease.start < b.stop for b in in_window), (
+                        "leased beyond the window"
+                    )
                     self.control.send((action.worker, action.lease), now_s)
                 case ReportLost():
                     self.quarantined |= {lost.position: lost.attempt + 1 for lost in action.lost}

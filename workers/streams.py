@@ -97,7 +97,7 @@ class OpenStreams:
     def _producer(self, stream: StreamId) -> Producer:
         if stream not in self._producers:
             spec = self._streams[stream].spec
-            source = self._source(spec.source)
+            source = self._source(spec.source, spec.source_fingerprint)
             if source.fingerprint != spec.source_fingerprint or len(source) != spec.num_samples:
                 raise StreamIsBroken(
                     f"source {spec.source!r} is not the same here as where the trainer runs\n"
@@ -108,7 +108,7 @@ class OpenStreams:
             self._producers[stream] = Producer(spec, source, self._worker, self._progress)
         return self._producers[stream]
 
-    def _source(self, name: str) -> Source:
+    def _source(self, name: str, fingerprint: str) -> Source:
         if name not in self._source_configs:
             raise ConfigError(
                 Problem(
@@ -121,7 +121,7 @@ class OpenStreams:
                 )
             )
         if name not in self._sources:
-            self._sources[name] = open_source(self._source_configs[name])
+            self._sources[name] = open_source(self._source_configs[name], fingerprint)
         return self._sources[name]
 
 

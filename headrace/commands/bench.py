@@ -94,7 +94,7 @@ def _print(rounds: list[Round], reseeding_us: float, console: Console) -> None:
 
     table = Table(title="Results and targets", title_justify="left")
     for column in ("what", "target", "result", "lowest to highest", ""):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == "what")
     for row in bench_report.rows(rounds, reseeding_us):
         sign = "at least" if row.at_least else "below"
         table.add_row(
@@ -106,12 +106,12 @@ def _print(rounds: list[Round], reseeding_us: float, console: Console) -> None:
         )
     console.print(table)
     table = Table(title="Contenders", title_justify="left")
-    for column in ("what", "samples/s", "lowest to highest", "CPU s for 1,000 samples", "worker RSS / PSS / USS, MiB"):
-        table.add_column(column)
+    for column in ("what", "samples/s", "lowest to highest", "CPU s for 1,000 samples", "worker RSS/PSS/USS, MiB"):
+        table.add_column(column, no_wrap=column == "what")
     costs, memory = bench_report.cpu_costs(rounds), bench_report.worker_memory_mib(rounds)
     for name, (median, low, high) in bench_report.rates(rounds).items():
         cost = ", ".join(f"{part} {seconds:.2f}" for part, seconds in costs[name].items())
         used = memory[name]
-        mib = f"{used['rss']:.0f} / {used['pss']:.0f} / {used['uss']:.0f}"
+        mib = f"{used['rss']:.0f}/{used['pss']:.0f}/{used['uss']:.0f}"
         table.add_row(CONTENDERS[name], f"{median:.0f}", f"{low:.0f} to {high:.0f}", cost, mib)
     console.print(table)

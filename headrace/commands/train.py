@@ -69,8 +69,13 @@ def _train(job: Job, num_workers: int, folder: RunFolder, console: Console) -> S
     with open_streams(job, num_workers, folder) as streams:
         if console.is_terminal:
             with _bar(console) as bar:
-                return train_job(job, streams, folder, _bar_updater(bar, streams.train.num_steps))
-        return train_job(job, streams, folder, _line_printer(console, time.monotonic))
+                summary = train_job(job, streams, folder, _bar_updater(bar, streams.train.num_steps))
+        else:
+            summary = train_job(job, streams, folder, _line_printer(console, time.monotonic))
+        if streams.num_bad_samples:
+            text = f"{streams.num_bad_samples} bad samples were replaced by others; journal.jsonl names them"
+            console.print(text, soft_wrap=True, highlight=False)
+    return summary
 
 
 def _bar(console: Console) -> Bar:

@@ -34,13 +34,17 @@ __all__ = ["RawSample", "Source", "open_source", "parse_source_argument"]
 _FORMS = "NAME=DIR, NAME=file.csv, NAME=x.npz, NAME=digits or NAME={json of the source}"
 
 
-def open_source(config: SourceConfig) -> Source:
-    """The source of one configuration; equal content gives equal fingerprints wherever it lies."""
+def open_source(config: SourceConfig, wanted: str = "") -> Source:
+    """The source of one configuration; equal content gives equal fingerprints wherever it lies.
+
+    `wanted`: the fingerprint a run goes by. An index with it is used even if files have come or gone since, so that
+    a worker that starts late sees the samples its run began with; a missing one is then a failed read.
+    """
     match config:
         case FolderSource():
-            return open_folder(config)
+            return open_folder(config, wanted)
         case ManifestSource():
-            return open_manifest(config)
+            return open_manifest(config, wanted)
         case ArraysSource():
             return open_arrays(config)
         case DigitsSource():

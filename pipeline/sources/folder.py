@@ -25,14 +25,14 @@ from pipeline.sources.split import is_on_side
 IMAGE_ENDINGS = (b".jpg", b".jpeg", b".png", b".webp")
 
 
-def open_folder(config: FolderSource) -> IndexedFiles:
+def open_folder(config: FolderSource, wanted: str = "") -> IndexedFiles:
     """The samples of a folder; the first time it is listed, later starts map the index of the first."""
     root = os.fsencode(os.path.abspath(config.path))
     if not os.path.isdir(root):
         got = "a file" if os.path.exists(root) else "nothing there"
         _refuse(root, "a folder with one folder a class", got, "correct `path`")
     key = cache_key({"path": os.fsdecode(root), **config.model_dump(mode="json", exclude={"path"})})
-    return IndexedFiles(*cached_index(key, lambda: _scan(config, root)))
+    return IndexedFiles(*cached_index(key, lambda: _scan(config, root), wanted))
 
 
 def _scan(config: FolderSource, root: bytes) -> IndexBuilder:

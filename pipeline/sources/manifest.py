@@ -30,13 +30,13 @@ MAX_PROBLEMS = 20
 """Wrong rows named in one message."""
 
 
-def open_manifest(config: ManifestSource) -> IndexedFiles:
+def open_manifest(config: ManifestSource, wanted: str = "") -> IndexedFiles:
     """The samples of a CSV; the first time each row's file is looked up, later starts map the index of the first."""
     file = os.path.abspath(config.path)
     if not os.path.isfile(file):
         _refuse(config, 0, "", "a CSV file", "a folder" if os.path.isdir(file) else "nothing there", "correct `path`")
     key = cache_key({"path": file, **config.model_dump(mode="json", exclude={"path"})})
-    return IndexedFiles(*cached_index(key, lambda: _scan(config, file)))
+    return IndexedFiles(*cached_index(key, lambda: _scan(config, file), wanted))
 
 
 def _scan(config: ManifestSource, file: str) -> IndexBuilder:

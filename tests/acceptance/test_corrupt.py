@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -61,9 +62,10 @@ def test_every_bad_file_is_substituted_and_named_with_its_cause(tmp_path, photos
     """Law 7: the run goes on, and the journal says which files to mend and why; odd but sound files are no trouble."""
     put(photos, BAD_FILES | SOUND_FILES | {"large.png": encoded("PNG", image=photograph(0).repeat(2, axis=0))})
     run_dir = tmp_path / "run"
-    job = photo_job(photos, decode={"max_pixels": 5000})
+    job = photo_job(photos, decode={"max_pixels": 5000}, max_bad_fraction=1.0)
     ended = run_headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=tmp_path)
     assert ended.code == 0, ended.err
+    assert "bad samples were replaced by others; journal.jsonl names them" in ended.out
     causes = bad_samples(run_dir)
     expected = {
         "truncated.jpg": "cut short",
@@ -103,32 +105,38 @@ def test_files_that_went_or_changed_after_indexing_are_named(tmp_path, photos, m
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     chain = [{"Resize": {"height": 16, "width": 16}}, {"ToTensorV2": {}}]
     section = {"source": "photos", "chain": chain, "batch_size": 8, "epochs": 1000}
-    job = load_job(photo_job(photos, train=section, window_batches=1))
+    job = load_job(photo_job(photos, train=section, window_batches=1, max_bad_fraction=1.0))
     run_dir = tmp_path / "run"
     with RunFolder.create(run_dir, dump_job(job.config)) as folder, open_streams(job, 2, folder) as streams:
         batches = iter(streams.train)
         give_up_s = time.monotonic() + DEADLINE_S
-        while not all_map_the_index(tmp_path / "cache"):  # a worker that came later would see another folder
+        while not (old := openers(tmp_path / "cache")):
             assert time.monotonic() < give_up_s
             next(batches)
         (photos / "cats" / "000.jpg").unlink()
         (photos / "dogs" / "001.jpg").write_bytes(b"short")
-        for _ in range(NUM_PHOTOS // 8 + 2):  # a whole epoch, and what was on its way
+        (photos / "dogs" / "new.jpg").write_bytes(b"not of this run")
+        next(iter(old)).kill()  # the worker that takes its place opens the folder as it is now
+        num_batches = 0
+        # A whole epoch, what was on its way before it, and as long as the new worker needs.
+        while num_batches < NUM_PHOTOS // 8 + 2 or not openers(tmp_path / "cache") - old:
+            assert time.monotonic() < give_up_s
             assert next(batches).images.shape[0] == 8
+            num_batches += 1
     causes = bad_samples(run_dir)
     assert sorted(causes) == ["cats/000.jpg", "dogs/001.jpg"]
     assert "No such file" in causes["cats/000.jpg"]
     assert "changed since it was indexed" in causes["dogs/001.jpg"]
 
 
-def all_map_the_index(cache: Path) -> bool:
-    """True once both workers of this process have opened the folder source."""
-    found = workers(os.getpid())
-    try:
-        maps = [{mapping.path for mapping in worker.memory_maps()} for worker in found]
-    except psutil.NoSuchProcess:
-        return False
-    return len(found) == 2 and all(any(path.startswith(str(cache)) for path in paths) for paths in maps)
+def openers(cache: Path) -> set[psutil.Process]:
+    """The workers of this process that have opened the folder source: they map its index."""
+    found = set()
+    for worker in workers(os.getpid()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any(mapping.path.startswith(str(cache)) for mapping in worker.memory_maps()):
+                found.add(worker)
+    return found
 
 
 def test_under_fail_the_first_bad_file_ends_the_run_and_is_named(tmp_path, photos):

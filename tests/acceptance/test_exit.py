@@ -105,12 +105,12 @@ def test_after_a_kill_of_everything_the_next_start_cleans_up(home: Home, tmp_pat
     with start_training(home, tmp_path) as command:
         command.wait_until(lambda: len(lines_of(tmp_path / "run/metrics.jsonl")) > 2, "three steps")
         home.kill_all()
-        assert [] == home.processes()
+        assert home.processes() == []
         assert home.left_files(), "the sockets of the dead"
 
     digest = run_headrace("digest", "job.yaml", "--batches", "1", folder=tmp_path, environment=home.environment)
 
-    assert 0 == digest.code, digest.err
+    assert digest.code == 0, digest.err
     home.assert_empty_soon()
 
 
@@ -121,9 +121,9 @@ def test_a_job_that_ends_by_itself_says_nothing_on_stderr_and_leaves_nothing(hom
 
     finished = run_headrace("train", job, "--run-dir", "run", folder=tmp_path, environment=environment)
 
-    assert (0, "") == (finished.code, finished.err)
-    assert [] == [process.cmdline() for process in home.processes()]
-    assert [] == home.left_files()
+    assert (finished.code, finished.err) == (0, "")
+    assert [process.cmdline() for process in home.processes()] == []
+    assert home.left_files() == []
 
 
 @pytest.mark.parametrize("redirection", ["| head -n 1", ">&-", "> /dev/full"])

@@ -36,14 +36,27 @@ def timeline(num_samples: int = 64, batch_size: int = 8, epochs: int = 1, last_b
 
 def registered(name: str = "s", *, window: int = 2, slice_size: int = 4, **changes: int) -> StreamRegistered:
     return StreamRegistered(
-        stream=(name, changes.get("incarnation", 1)), source="photos", timeline=timeline(), slice_size=slice_size,
-        head_step=changes.get("head_step", 0), arrived=changes.get("arrived", 0), window=window, quarantined={},
-    )  # fmt: skip
+        stream=(name, changes.get("incarnation", 1)),
+        source="photos",
+        timeline=timeline(),
+        slice_size=slice_size,
+        head_step=changes.get("head_step", 0),
+        arrived=changes.get("arrived", 0),
+        window=window,
+        quarantined={},
+    )
 
 
-def beaten(number: int, *, head_step: int = 0, arrived: int = 0, window: int = 2, quarantined: dict[int, int] | None = None) -> StreamBeaten:
+def beaten(
+    number: int, *, head_step: int = 0, arrived: int = 0, window: int = 2, quarantined: dict[int, int] | None = None
+) -> StreamBeaten:
     return StreamBeaten(
-        stream=("s", 1), number=number, head_step=head_step, arrived=arrived, window=window, quarantined=quarantined or {}
+        stream=("s", 1),
+        number=number,
+        head_step=head_step,
+        arrived=arrived,
+        window=window,
+        quarantined=quarantined or {},
     )
 
 
@@ -68,9 +81,16 @@ def ranges(actions: list[Action]) -> list[tuple[str, int, int]]:
     last_batch=st.sampled_from(["keep", "wrap"]),
 )
 def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
-    seed: int, num_samples: int, batch_size: int, slice_size: int, window: int, num_workers: int, drop: float, kill: float,
+    seed: int,
+    num_samples: int,
+    batch_size: int,
+    slice_size: int,
+    window: int,
+    num_workers: int,
+    drop: float,
+    kill: float,
     last_batch: LastBatch,
-) -> None:  # fmt: skip
+) -> None:
     """Exactly once, in order, inside the window, and always to the end while one worker lives."""
     plan = timeline(num_samples, batch_size, epochs=2, last_batch=last_batch)
     system = LossySystem(plan, window, slice_size, random.Random(seed), drop=drop, kill=kill)
@@ -127,7 +147,9 @@ def test_a_slice_that_outlives_five_workers_is_leased_a_sample_at_a_time_and_the
         in_hand = ranges(actions)
         while in_hand and 3 not in range(*in_hand[0][1:]):
             arrived |= sum(1 << place for place in range(*in_hand[0][1:]))
-            in_hand = in_hand[1:] + ranges(leases.step(beaten(number * 10 + bin(arrived).count("1"), arrived=arrived, window=1), now_s))
+            in_hand = in_hand[1:] + ranges(
+                leases.step(beaten(number * 10 + bin(arrived).count("1"), arrived=arrived, window=1), now_s)
+            )
             received = leases.workers[name].last_lease
             holding = tuple(range(received - len(in_hand) + 1, received + 1))
             in_hand += ranges(

@@ -56,8 +56,16 @@ def test_the_order_equals_the_reference(num_samples: int, seed: int, epoch: int,
     assert expected == permuted(np.array(offsets), num_samples, seed, epoch).tolist()
 
 
-@given(num_samples=st.integers(1, 200), seed=SEEDS, start=st.integers(0, 1000), cut=st.integers(0, 60), shuffle=st.booleans())
-def test_keys_do_not_depend_on_how_a_range_is_cut(num_samples: int, seed: int, start: int, cut: int, shuffle: bool) -> None:
+@given(
+    num_samples=st.integers(1, 200),
+    seed=SEEDS,
+    start=st.integers(0, 1000),
+    cut=st.integers(0, 60),
+    shuffle=st.booleans(),
+)
+def test_keys_do_not_depend_on_how_a_range_is_cut(
+    num_samples: int, seed: int, start: int, cut: int, shuffle: bool
+) -> None:
     order = Order(num_samples, seed=seed, shuffle=shuffle)
     assert order.keys(start, start + 60) == order.keys(start, start + cut) + order.keys(start + cut, start + 60)
 

@@ -143,6 +143,21 @@ def test_files_that_come_and_go_are_noticed_at_the_next_start(tmp_path: Path, ch
 
 
 @pytest.mark.usefixtures("settled")
+@pytest.mark.parametrize("change", [add, remove, rename, add_class])
+def test_a_run_goes_by_the_index_it_began_with_until_another_is_made(
+    tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """Else a file that comes or goes while a job runs would end it at the next worker's start."""
+    config = FolderSource(path=write(tmp_path / "data", "a/1.jpg", "a/deep/2.jpg", "a/deep/4.jpg"))
+    before = open_source(config)
+    change(config.path)
+    late = open_source(config, before.fingerprint)
+    assert names_of(before) == names_of(late)
+    assert before.fingerprint == late.fingerprint
+    assert before.fingerprint != open_source(config, "some other run's").fingerprint
+
+
+@pytest.mark.usefixtures("settled")
 def test_with_content_a_file_rewritten_in_place_is_noticed(tmp_path: Path) -> None:
     config = FolderSource(path=write(tmp_path / "data", "a/1.jpg"), content=True)
     before = open_source(config).fingerprint

@@ -61,7 +61,10 @@ def test_a_step_past_the_end_is_an_index_error() -> None:
 @given(size=st.integers(1, 20), num=st.integers(1, 50))
 def test_slices_partition_their_batch(size: int, num: int) -> None:
     timeline = Timeline(
-        [TimelineEntry(start=0, step=0, recipe="a", batch_size=num)], num_samples=num, last_batch="keep", end_position=num
+        [TimelineEntry(start=0, step=0, recipe="a", batch_size=num)],
+        num_samples=num,
+        last_batch="keep",
+        end_position=num,
     )
     slices = slices_of(timeline.batch(0), size)
     assert list(range(num)) == [position for start, stop in slices for position in range(start, stop)]

@@ -1,0 +1,86 @@
+"""The house: imports point one way, and each outside library has one home."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAY_IMPORT = {
+    "pipeline": {"pipeline"},
+    "workers": {"workers", "pipeline"},
+    "trainer": {"trainer", "pipeline"},
+    "headrace": {"headrace", "pipeline", "workers", "trainer"},
+}
+HOMES = {
+    "yaml": ["pipeline/config.py"],
+    "zmq": ["pipeline/transport.py"],
+    "albumentations": ["workers/chain*.py"],
+    "cv2": ["workers/decode.py", "workers/chain*.py"],
+    "torch": ["trainer/*.py"],
+}
+"""Library -> the files that may import it. albumentations' border modes are cv2's numbers."""
+MAX_LINES = 400
+FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> Iterator[tuple[str, int]]:
+    """(top-level name, line) of every import, late ones and those for type checkers included."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import hides where it leads"
+            yield str(node.module).split(".")[0], node.lineno
+
+
+def test_imports_point_one_way() -> None:
+    """pipeline <- workers, pipeline <- trainer, all <- headrace; workers and trainer never import each other."""
+    wrong = []
+    for path in FILES:
+        name = path.relative_to(ROOT)
+        allowed = MAY_IMPORT[name.parts[0]]
+        wrong += [f"{name}:{line} imports {top}" for top, line in imported(path) if top in set(MAY_IMPORT) - allowed]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("library", sorted(HOMES))
+def test_an_outside_library_has_one_home(library: str) -> None:
+    """What changes with the library then changes in one place."""
+    users = {str(path.relative_to(ROOT)) for path in FILES if library in {top for top, _ in imported(path)}}
+    homes = HOMES[library]
+
+    assert {user for user in users if not any(fnmatch(user, home) for home in homes)} == set()
+    assert users, f"nobody imports {library} any more: is its home still {homes}?"
+
+
+def test_files_stay_small() -> None:
+    """None over 400 lines."""
+    assert [str(path) for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
+
+
+@pytest.mark.parametrize(
+    ("modules", "unwanted"),
+    [
+        (
+            ["headrace.commands.pipeline", "pipeline.dispatcher", "pipeline.runtime_dir"],
+            {"torch", "albumentations", "cv2"},
+        ),
+        (["headrace.commands.workers", "workers.pool"], {"torch", "trainer"}),
+        (["workers.worker", "workers.chain", "workers.produce"], {"torch", "trainer", "typer", "rich"}),
+        (["headrace", "headrace.cli"], {"torch", "albumentations", "cv2", "numpy", "typer"}),
+        (["headrace.embedded", "headrace.library", "trainer.loop"], {"albumentations", "cv2", "workers"}),
+    ],
+    ids=["dispatcher", "pool", "worker", "command line", "trainer"],
+)
+def test_a_part_loads_only_what_it_needs(modules: list[str], unwanted: set[str]) -> None:
+    """torch in a worker costs 180 MB and 1.7 s; the dispatcher's machine may have none of the three."""
+    code = f"import sys, {', '.join(modules)}; print(*(name for name in sys.modules if '.' not in name))"
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert unwanted & set(out.split()) == set()
