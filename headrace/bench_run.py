@@ -56,12 +56,15 @@ class Driver:
             self._process.stdin.flush()
         return msgspec.json.decode(self._reply(), type=Measured)
 
-    def end(self) -> None:
-        """End it and all that it started."""
+    def hang_up(self) -> None:
+        """Let it end by itself."""
         for pipe in (self._process.stdin, self._process.stdout):
             assert pipe is not None
             with contextlib.suppress(BrokenPipeError):
                 pipe.close()
+
+    def end(self) -> None:
+        """Wait until it and all that it started have ended; kill what has not in time."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(END_TIMEOUT_S)
         with contextlib.suppress(ProcessLookupError):
@@ -88,12 +91,11 @@ def measure_rounds(
     report: Callable[[str], None],
 ) -> list[Round]:
     """Every contender's windows, in turns: A B C D, A B C D, ..."""
-    with contextlib.ExitStack() as stack:
-        drivers: dict[str, Driver] = {}
+    drivers: dict[str, Driver] = {}
+    try:
         report(f"starting {', '.join(CONTENDERS.values())}")
         for name in CONTENDERS:
             drivers[name] = Driver(name, job_file, overrides, num_workers)
-            stack.callback(drivers[name].end)
         for driver in drivers.values():
             driver.wait_until_started()
         rounds: list[Round] = []
@@ -102,6 +104,11 @@ def measure_rounds(
             rounds.append(entry)
             rates = "  ".join(f"{name} {measured.samples_per_s:.0f}" for name, measured in entry.items())
             report(f"round {number + 1} of {num_rounds}, samples/s: {rates}")
+    finally:
+        for driver in drivers.values():
+            driver.hang_up()
+        for driver in drivers.values():
+            driver.end()
     return rounds
 
 

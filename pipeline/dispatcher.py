@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from pipeline.admission import accepted_timeline, check_progress
 from pipeline.errors import RemoteProtocolError
 from pipeline.lease_events import (
     Action,
@@ -63,7 +64,6 @@ from pipeline.messages import (
 )
 from pipeline.probes import Probes
 from pipeline.recipe import BatchSpec
-from pipeline.timeline import Timeline
 from pipeline.transport import Context, Poller
 from pipeline.wire import decode_message, encode_message
 
@@ -119,6 +119,8 @@ class Dispatcher:
             case Register():
                 self._register(identity, message, now_s)
             case StreamBeat():
+                if known := self._leases.streams.get((message.stream, message.incarnation)):
+                    check_progress(message, known.timeline)
                 self._step(
                     StreamBeaten(
                         stream=(message.stream, message.incarnation),
@@ -192,12 +194,7 @@ class Dispatcher:
 
     def _register(self, identity: bytes, message: Register, now_s: float) -> None:
         stream_id, spec = (message.stream, message.incarnation), message.spec
-        try:
-            timeline = Timeline(
-                spec.timeline, num_samples=spec.num_samples, last_batch=spec.last_batch, end_position=spec.end_position
-            )
-        except ValueError as error:
-            raise RemoteProtocolError(f"stream {message.stream}: {error}") from error
+        timeline = accepted_timeline(message)
         for known in [known for known in self._streams if known[0] == message.stream and known != stream_id]:
             self._forget_stream(known, now_s)
         if stream_id not in self._streams:

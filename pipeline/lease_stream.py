@@ -7,7 +7,7 @@ Pure. Used by `pipeline/leases.py` only.
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
 
 from pipeline.lease_events import StreamBeaten, StreamId, StreamRegistered
 from pipeline.messages import Lost
@@ -45,6 +45,7 @@ class StreamSlices:
         self._next_step = event.head_step
         """The first batch not yet cut into slices."""
         self._waiting: list[Range] = []
+        """Sorted: what the training loop needs first stands first."""
         self._not_before_s: dict[Range, float] = {}
         self._avoid: dict[Range, tuple[str, float]] = {}
         """Range -> the worker that failed to read it, and until when another is preferred."""
@@ -69,7 +70,8 @@ class StreamSlices:
         ]
         for position in decided:
             del self.lost[position]
-            heapq.heappush(self._waiting, (position, position + 1))
+            insort(self._waiting, (position, position + 1))
+        self._drop_arrived()
         self.leased = {held for held in self.leased if not self.has_arrived(held)}
 
     def has_arrived(self, held: Range) -> bool:
@@ -88,7 +90,7 @@ class StreamSlices:
     def offer(self, worker: str, now_s: float) -> Range | None:
         """The lowest waiting slice that this worker may make now."""
         self._refill()
-        return min((waiting for waiting in self._waiting if self._may_make(worker, waiting, now_s)), default=None)
+        return next((waiting for waiting in self._waiting if self._may_make(worker, waiting, now_s)), None)
 
     def take(self, offered: Range) -> None:
         """The slice is leased."""
@@ -100,7 +102,7 @@ class StreamSlices:
         if held in self.leased:
             self.leased.discard(held)
             if not self.has_arrived(held):
-                heapq.heappush(self._waiting, held)
+                insort(self._waiting, held)
 
     def blame(self, held: Range, *, cause: str, by_itself: bool, position: int | None) -> None:
         """The worker that worked on `held` died; what has outlived too many is split, then lost."""
@@ -115,8 +117,8 @@ class StreamSlices:
         else:
             self._replace(held, [(place, place + 1) for place in range(*held)])
 
-    def read_failed(self, held: Range, position: int, *, worker: str, cause: str, now_s: float) -> None:
-        """A read failed: try again a little later, if possible elsewhere, up to MAX_READS times."""
+    def read_failed(self, held: Range, position: int, *, avoid: str, cause: str, now_s: float) -> None:
+        """A read failed: try again a little later, not on worker `avoid` for a while, up to MAX_READS times."""
         self.give_back(held)
         if held not in self._waiting:
             return
@@ -126,7 +128,7 @@ class StreamSlices:
             self._lose(held, position, cause)
         else:
             self._not_before_s[held] = now_s + READ_RETRY_S * failures
-            self._avoid[held] = (worker, now_s + AVOID_S)
+            self._avoid[held] = (avoid, now_s + AVOID_S)
 
     def _lose(self, held: Range, position: int, cause: str) -> None:
         start, stop = held
@@ -137,11 +139,10 @@ class StreamSlices:
     def _replace(self, held: Range, parts: list[Range]) -> None:
         self._remove(held)
         for part in parts:
-            heapq.heappush(self._waiting, part)
+            insort(self._waiting, part)
 
     def _remove(self, waiting: Range) -> None:
         self._waiting.remove(waiting)
-        heapq.heapify(self._waiting)
         self._not_before_s.pop(waiting, None)
         self._avoid.pop(waiting, None)
 
@@ -150,11 +151,14 @@ class StreamSlices:
         return self._not_before_s.get(waiting, 0.0) <= now_s and (worker != avoided or until_s <= now_s)
 
     def _refill(self) -> None:
-        """Cut the batches that the window has reached, and drop what has arrived meanwhile."""
+        """Cut the batches that the window has reached."""
         while self._next_step < min(self.head_step + self.window, self.timeline.num_steps):
             for part in slices_of(self.timeline.batch(self._next_step), self.slice_size):
-                heapq.heappush(self._waiting, part)
+                if not self.has_arrived(part):
+                    insort(self._waiting, part)
             self._next_step += 1
+
+    def _drop_arrived(self) -> None:
         for arrived in [waiting for waiting in self._waiting if self.has_arrived(waiting)]:
             self._remove(arrived)
 

@@ -169,11 +169,14 @@ class Leases:
 
     def _given_back(self, event: SliceGivenBack, now_s: float) -> list[Action]:
         worker = self.workers.get(event.worker)
-        held = worker.leases.pop(event.lease, None) if worker else None
-        if worker is None or held is None:
+        held = worker.leases.get(event.lease) if worker else None
+        if worker is None or held is None or event.position not in range(*held.range):
             return []
+        del worker.leases[event.lease]
         stream = self.streams[held.stream]
-        stream.read_failed(held.range, event.position, worker=event.worker, cause=event.cause, now_s=now_s)
+        others = any(stream.source in other.sources for name, other in self.workers.items() if name != event.worker)
+        avoid = event.worker if others else ""
+        stream.read_failed(held.range, event.position, avoid=avoid, cause=event.cause, now_s=now_s)
         return _lost(stream)
 
     def _ticked(self, now_s: float) -> list[Action]:
@@ -210,11 +213,12 @@ class Leases:
             yield self._grant(*match, now_s)
 
     def _match(self, now_s: float) -> tuple[str, StreamSlices, Range] | None:
-        free = ((worker.num_in_hand, name) for name, worker in self.workers.items())
+        in_hand = ((worker.num_in_hand, name) for name, worker in self.workers.items())
+        free = sorted(load for load in in_hand if load[0] < LEASES_IN_HAND)
+        if not free:
+            return None
         streams = sorted(self.streams.values(), key=lambda stream: (len(stream.leased), stream.id))
-        for num_in_hand, name in sorted(free):
-            if num_in_hand >= LEASES_IN_HAND:
-                return None
+        for _, name in free:
             for stream in streams:
                 if stream.source in self.workers[name].sources and (offered := stream.offer(name, now_s)) is not None:
                     return name, stream, offered

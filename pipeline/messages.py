@@ -314,6 +314,10 @@ AnyMessage = TrainerMessage | WorkerMessage | ToTrainer | ToWorker
 # the data socket
 
 
+QUARANTINED = "quarantined"
+"""The cause of a bad sample that the trainer had given up, and told of, before the slice was made."""
+
+
 class BadSample(msgspec.Struct, frozen=True, kw_only=True):
     """A sample that could not be decoded or transformed, and what stands in its place."""
 

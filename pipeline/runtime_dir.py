@@ -35,9 +35,14 @@ class RuntimeDir:
         """A new directory; removes those of dead jobs first."""
         parent = _parent()
         _remove_dead(parent)
-        path = parent / uuid.uuid4().hex[:8]
-        path.mkdir(mode=0o700)
-        return cls(path)
+        while True:
+            path = parent / uuid.uuid4().hex[:8]
+            path.mkdir(mode=0o700)
+            held = cls(path)
+            if (path / _LOCK_NAME).exists():
+                return held
+            # Another job that starts just now has found it between its making and its locking, and removed it.
+            held.release()
 
     def endpoint(self, name: str) -> str:
         """The ipc endpoint of a socket in this directory."""

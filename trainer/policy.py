@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 from pipeline.errors import RunFailed
-from pipeline.messages import BadSample, Lost
+from pipeline.messages import QUARANTINED, BadSample, Lost
 
 MIN_BAD_BEFORE_FATAL = 10
 
@@ -49,8 +49,15 @@ class BadSamplePolicy:
         """A slice was placed; RunFailed if it brought one bad sample too many."""
         with self._lock:
             self.num_delivered += num_samples
+            last_position = -1
             for sample in bad:
-                self._count(
+                # A position whose substitute is bad too is still one bad sample among those delivered.
+                is_counted = sample.position == last_position
+                last_position = sample.position
+                if sample.cause == QUARANTINED:
+                    continue  # counted when it was lost
+                self.num_bad += not is_counted
+                self._tell(
                     sample.name,
                     sample.cause,
                     index=sample.index,
@@ -70,12 +77,11 @@ class BadSamplePolicy:
                     place = {"position": lost.position, "lost_attempt": lost.attempt}
                     self._quarantine({**place, "index": index, "name": name, "cause": lost.cause})
                     self.quarantined[lost.position] = lost.attempt + 1
-                self._count(name, lost.cause, index=index, position=lost.position, substitute=None)
+                self.num_bad += lost.attempt == 0
+                self._tell(name, lost.cause, index=index, position=lost.position, substitute=None)
 
-    def _count(self, name: str, cause: str, *, index: int, position: int, substitute: int | None) -> None:
-        if cause == "quarantined":
-            return  # counted when it was lost
-        self.num_bad += 1
+    def _tell(self, name: str, cause: str, *, index: int, position: int, substitute: int | None) -> None:
+        """Name the sample in the journal; RunFailed if the policy does not bear it."""
         if len(self.bad_names) < 100:
             self.bad_names[name] = cause
         self._journal({"name": name, "index": index, "cause": cause, "position": position, "substitute": substitute})

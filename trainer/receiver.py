@@ -42,6 +42,8 @@ from trainer.buffers import BufferPool
 from trainer.policy import BadSamplePolicy
 
 BEAT_S = 1.0
+NEWS_EVERY_S = 0.02
+"""Seconds between beats at least, however much arrives: a beat is cumulative, and the window is far longer."""
 REGISTER_EVERY_S = 0.5
 """How often an unanswered registration is sent again."""
 DISPATCHER_TTL_S = 30.0
@@ -130,6 +132,7 @@ class Receiver(threading.Thread):
         self._ending = False
         self._registered = False
         self._beat_number = 0
+        self._last_beat_s = 0.0
         if batch_spec is not None:
             self._reassembly.window = window(batch_spec)
 
@@ -208,6 +211,7 @@ class Receiver(threading.Thread):
         while not self._ending:
             if time.monotonic() >= next_beat_s:
                 self._beat()
+                self._last_beat_s = time.monotonic()
                 next_beat_s = time.monotonic() + (BEAT_S if self._registered else REGISTER_EVERY_S)
             ready = poller.wait(next_beat_s - time.monotonic())
             self._waker.clear()
@@ -217,7 +221,7 @@ class Receiver(threading.Thread):
                 self.state.last_heard_s = time.monotonic()
                 has_news = self._handle(frame) or has_news
             if has_news:
-                next_beat_s = 0.0
+                next_beat_s = min(next_beat_s, self._last_beat_s + NEWS_EVERY_S)
         self._dealer.send(encode_message(StreamGoodbye(stream=self._stream, incarnation=self._incarnation)))
         time.sleep(0.02)  # LINGER is 0: let the goodbye out; if it is lost, the dispatcher's ttl ends the stream
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.digests import sample_digest
 from pipeline.errors import HeadraceError, SampleError
-from pipeline.messages import BadSample, Lease, SliceHeader, StreamSpec
+from pipeline.messages import QUARANTINED, BadSample, Lease, SliceHeader, StreamSpec
 from pipeline.order import Order, SampleKey
 from pipeline.recipe import BatchSpec, Decode, FieldSpec
 from pipeline.sources.protocol import Source
@@ -141,7 +141,7 @@ class Producer:
         self, key: SampleKey, position: int, attempt: int, chain: CompiledChain, settings: Decode, bad: list[BadSample]
     ) -> Made:
         """The sample of `key`, or the first substitute that can be made; each failure is noted."""
-        failures: list[tuple[int, str]] = [(key.sample_index, "quarantined")] if attempt else []
+        failures: list[tuple[int, str]] = [(key.sample_index, QUARANTINED)] if attempt else []
         while attempt < MAX_ATTEMPTS:
             candidate = self._order.substitute(key, attempt) if attempt else key
             try:

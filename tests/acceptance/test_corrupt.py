@@ -156,7 +156,7 @@ def test_under_fail_the_first_bad_file_ends_the_run_and_is_named(tmp_path, photo
 
 def test_more_bad_files_than_allowed_end_the_run_with_a_list_of_the_first(tmp_path, photos):
     """Ten may pass in any run; more than the fraction beyond that means that the data set is broken."""
-    put(photos, {f"bad-{number:02}.jpg": b"no image" for number in range(12)})
+    put(photos, {f"bad-{number:02}.jpg": b"no image" for number in range(13)})
     ended = run_headrace("digest", photo_job(photos), "--workers", "2", folder=tmp_path)
     assert ended.code == 1
     assert "11 bad samples among" in ended.err

@@ -80,20 +80,21 @@ def write_their_packages(folder: Path) -> None:
     (folder / "trainer/late.py").write_text("NAME = 'late'\n")
 
 
-@pytest.mark.parametrize("arguments", [("script.py",), ("-",), ("-i",)], ids=["script", "stdin", "interactive"])
-def test_six_lines_train_anywhere(arguments: tuple[str], home: Home, tmp_path: Path) -> None:
+def test_six_lines_train_anywhere(home: Home, tmp_path: Path) -> None:
     """An unguarded script, `python -` and an interactive interpreter: no main guard, no file to import again."""
     small_job(tmp_path)
     (tmp_path / "script.py").write_text(SIX_LINES)
     assert len(SIX_LINES.splitlines()) <= 6
 
-    out = run_python(home, tmp_path, *arguments, script="" if arguments == ("script.py",) else SIX_LINES + "\n")
+    outs = [run_python(home, tmp_path, "script.py")]
+    outs += [run_python(home, tmp_path, mode, script=SIX_LINES + "\n") for mode in ("-", "-i")]
 
     digest = run_headrace(
         "digest", "job.yaml", "--batches", "8", "--workers", "0", folder=tmp_path, environment=home.environment
     )
-    assert [line.split()[-1] for line in out.splitlines()] == [line.split()[-1] for line in digest.out.splitlines()]
-    assert "0 (32, 3, 32, 32)" in out
+    expected = [f"{step} (32, 3, 32, 32) {line.split()[-1]}" for step, line in enumerate(digest.out.splitlines())]
+    assert len(expected) == 8
+    assert [out.splitlines() for out in outs] == [expected] * 3
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -121,7 +122,7 @@ with Stream("job.yaml", ["train.epochs=1"], workers={num_workers}) as stream:
     assert lines == ["their trainer, late, helper", "8", "True their workers their pipeline"]
 
 
-@pytest.mark.parametrize("reference", ["model.py:make", "model:make"])
+@pytest.mark.parametrize("reference", ["model.py:make", pytest.param("model:make", marks=pytest.mark.long)])
 def test_the_command_works_from_a_folder_with_packages_of_our_names(reference: str, home: Home, tmp_path: Path) -> None:
     """`python -m headrace` puts the folder first on sys.path; a model factory from there is the user's own code."""
     job = small_job(tmp_path, epochs=1)
@@ -186,18 +187,21 @@ print(steps)
 
 
 def test_an_error_in_the_loop_is_the_users_own_and_leaves_nothing(home: Home, tmp_path: Path) -> None:
-    """Their traceback, not one of ours, and no service that outlives it; without `with`, too."""
+    """Their traceback, not one of ours, and no service that outlives it, even without `with`."""
     small_job(tmp_path)
-    for opening in ("stream = Stream('job.yaml', workers=1)\n", "with Stream('job.yaml', workers=1) as stream:\n"):
-        script = f"from headrace import Stream\n{opening} for batch in stream: raise ArithmeticError('theirs')\n"
-        script = script.replace("\n for", "\nfor") if opening.startswith("stream") else script
-        process = start_python(home, tmp_path, "-c", script)
-        _, err = process.communicate(timeout=120)
+    script = """
+from headrace import Stream
+stream = Stream("job.yaml", workers=1)
+for batch in stream:
+    raise ArithmeticError("theirs")
+"""
+    process = start_python(home, tmp_path, "-c", script)
+    _, err = process.communicate(timeout=120)
 
-        assert process.returncode == 1
-        assert err.splitlines()[-1] == "ArithmeticError: theirs"
-        assert "headrace/" not in err
-        home.assert_empty_soon()
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "ArithmeticError: theirs"
+    assert "headrace/" not in err
+    home.assert_empty_soon()
 
 
 def test_a_stream_that_is_forgotten_or_left_open_ends_its_services(home: Home, tmp_path: Path) -> None:
@@ -222,10 +226,9 @@ print(next(batches).step)
     assert lines == ["0", "0"]
 
 
-def test_a_dataloader_with_forked_workers_in_the_same_process_neither_breaks_nor_hangs(
-    home: Home, tmp_path: Path
-) -> None:
-    """Forked children inherit our descriptors and objects; their ends must not end what belongs to the parent."""
+def test_forks_of_the_users_process_neither_break_nor_hang(home: Home, tmp_path: Path) -> None:
+    """A DataLoader's workers inherit our descriptors and objects: their ends must not end what is their parent's, and
+    one that iterates is told, since it has no receiver thread and would wait until the stall timeout."""
     small_job(tmp_path)
     lines = run_script(
         home,
@@ -238,41 +241,24 @@ with Stream("job.yaml", ["train.epochs=2"], workers=1) as stream:
     batches = iter(stream)
     next(batches)
     loader = DataLoader(TensorDataset(torch.arange(8.0)), batch_size=4, num_workers=1, multiprocessing_context="fork")
-    print([tuple(batch.shape) for (batch,) in loader])
+    print([tuple(batch.shape) for (batch,) in loader], flush=True)
     child = os.fork()
     if child == 0:
+        try:
+            for batch in stream:
+                pass
+        except Exception as error:
+            print(str(error).splitlines()[0], flush=True)
         sys.exit()  # runs the finalizers that it inherited, the stream's included
     os.waitpid(child, 0)
     print(1 + sum(1 for batch in batches))
 """,
     )
-    assert lines == ["[(4,), (4,)]", "16"]
-
-
-def test_a_forked_child_is_told_that_a_stream_can_not_be_shared(home: Home, tmp_path: Path) -> None:
-    """It has no receiver thread, so it would wait until the stall timeout."""
-    small_job(tmp_path)
-    lines = run_script(
-        home,
-        tmp_path,
-        """
-import os
-from headrace import Stream
-with Stream("job.yaml", workers=1) as stream:
-    batches = iter(stream)
-    next(batches)
-    child = os.fork()
-    if child == 0:
-        try:
-            for batch in batches:
-                pass
-        except Exception as error:
-            print(str(error).splitlines()[0], flush=True)
-        os._exit(0)
-    os.waitpid(child, 0)
-""",
-    )
-    assert lines == ["this process was forked from the one that opened the stream, and a stream can't be shared"]
+    assert lines == [
+        "[(4,), (4,)]",
+        "this process was forked from the one that opened the stream, and a stream can't be shared",
+        "16",
+    ]
 
 
 def test_a_forked_child_that_outlives_a_killed_trainer_keeps_no_service_alive(home: Home, tmp_path: Path) -> None:

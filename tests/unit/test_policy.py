@@ -73,3 +73,12 @@ def test_one_bad_sample_too_many_is_fatal(max_bad_fraction, num_delivered, limit
         made.delivered(0, [bad(limit)])
     assert f"{limit + 1} bad samples among {num_delivered}" in str(failure.value)
     assert str(failure.value).count(".jpg: torn") == MIN_BAD_BEFORE_FATAL
+
+
+def test_a_position_whose_substitute_is_bad_too_counts_once_and_both_are_named():
+    """The limit is a share of the samples delivered, and one sample is missing, not two."""
+    made, written = policy()
+    substitute = BadSample(position=3, index=8, name="8.jpg", cause="empty", substitute=99)
+    made.delivered(16, [bad(3), substitute, bad(4)])
+    assert made.num_bad == 2
+    assert [entry["name"] for _, entry in written] == ["3.jpg", "8.jpg", "4.jpg"]

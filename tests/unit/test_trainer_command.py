@@ -34,6 +34,7 @@ class TwoSteps:
     classes = ("a", "b")
     waited_s = 0.25
     fingerprints = {"digits": "ff" * 32}  # noqa: RUF012
+    num_bad_samples = 0
 
     def __init__(self, finish):
         self.spec = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(8, 8, 1)),), finish=finish)

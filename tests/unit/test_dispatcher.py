@@ -1,0 +1,267 @@
+"""The dispatcher: whatever peers send, it goes on, and tells each peer what it must know."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipeline import messages as m
+from pipeline.admission import MAX_WINDOW_SAMPLES
+from pipeline.dispatcher import Dispatcher
+from pipeline.leases import Leases
+from pipeline.recipe import BatchSpec, Chain, FieldSpec, Recipe
+from pipeline.timeline import TimelineEntry
+from pipeline.wire import MAX_SLICE_SAMPLES, encode_message
+
+RECIPE = Recipe(chain=Chain(file="chain.yaml", nodes=()))
+BATCH_SPEC = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(2, 2, 3)),))
+FINGERPRINT = "numpy 2, probe 00ff"
+
+
+class Service:
+    """A dispatcher whose messages are kept, by peer."""
+
+    def __init__(self) -> None:
+        self.sent: dict[bytes, list[m.AnyMessage]] = {}
+        self.leases = Leases()
+        self.dispatcher = Dispatcher(lambda peer, message: self.sent.setdefault(peer, []).append(message), self.leases)
+        self.now_s = 0.0
+
+    def hears(self, peer: str, *said: m.AnyMessage) -> None:
+        for message in said:
+            self.dispatcher.receive(peer.encode(), encode_message(message), self.now_s)
+
+    def ticks_for(self, seconds: float) -> None:
+        for _ in range(int(seconds / 0.25)):
+            self.now_s += 0.25
+            self.dispatcher.tick(self.now_s)
+
+    def sent_to(self, peer: str, kind: type[typing.Any]) -> list[typing.Any]:
+        return [message for message in self.sent.get(peer.encode(), []) if isinstance(message, kind)]
+
+
+def spec(**changes: typing.Any) -> m.StreamSpec:
+    entry = TimelineEntry(start=0, step=0, recipe=RECIPE.digest, batch_size=8)
+    made = m.StreamSpec(
+        source="photos", source_fingerprint="ff", num_samples=64, seed=0, shuffle=True, last_batch="drop",
+        end_position=64, slice_size=4, recipes=(RECIPE,), timeline=(entry,), endpoint="ipc:///nowhere",
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
+def register(window: int = 2, incarnation: int = 1, **changes: typing.Any) -> m.Register:
+    made = m.Register(stream="s", incarnation=incarnation, spec=spec(), head_step=0, arrived=b"", window=window)
+    return msgspec.structs.replace(made, **changes)
+
+
+def beat(number: int, **changes: typing.Any) -> m.StreamBeat:
+    made = m.StreamBeat(stream="s", incarnation=1, number=number, head_step=0, arrived=b"", window=2)
+    return msgspec.structs.replace(made, **changes)
+
+
+def join(worker: str, fingerprint: str = FINGERPRINT) -> m.Join:
+    return m.Join(worker=worker, host="here", pid=1, fingerprint=fingerprint, sources=("photos",))
+
+
+@contextmanager
+def refused(service: Service) -> Iterator[None]:
+    """The message inside is dropped and counted, and nothing else happens."""
+    before, sent = service.dispatcher.num_refused_messages, str(service.sent)
+    yield
+    assert (service.dispatcher.num_refused_messages, str(service.sent)) == (before + 1, sent)
+
+
+def test_a_worker_is_told_what_a_stream_is_before_its_first_lease() -> None:
+    """Its inbox is a queue: a lease of an unknown stream could not be made."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    service.hears("w1", join("w1"))
+
+    kinds = [type(message) for message in service.sent[b"w1"]]
+
+    assert kinds == [m.OpenStream, m.Granted, m.Granted]
+    assert service.sent_to("w1", m.OpenStream)[0].batch_specs == {RECIPE.digest: BATCH_SPEC}
+    assert [granted.lease.start for granted in service.sent_to("w1", m.Granted)] == [0, 4]
+
+
+def test_a_probe_is_asked_of_a_worker_and_its_answer_reaches_the_trainer() -> None:
+    """Before it, the window is 0 and nothing is leased; the answer is told to workers that join later."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("w1", join("w1"))
+    assert len(service.sent_to("w1", m.Probe)) == 1
+    assert service.sent_to("w1", m.Granted) == []
+
+    answer = m.ProbeAnswer(worker="w1", stream="s", incarnation=1, recipe=RECIPE.digest, spec=BATCH_SPEC)
+    service.hears("w1", answer, answer)
+
+    assert [probed.spec for probed in service.sent_to("s#1", m.Probed)] == [BATCH_SPEC]
+    service.hears("s#1", beat(1))
+    service.hears("w2", join("w2"))
+    assert service.sent_to("w2", m.OpenStream)[0].batch_specs == {RECIPE.digest: BATCH_SPEC}
+
+
+def test_a_probe_outlives_two_deaths_and_is_refused_at_the_third() -> None:
+    """One worker may die by chance; a chain that kills each that tries it is the chain's fault."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    for number in range(3):
+        assert service.sent_to("s#1", m.Probed) == []
+        service.hears(f"w{number}", join(f"w{number}"))
+        assert len(service.sent_to(f"w{number}", m.Probe)) == 1
+        service.hears("pool", m.WorkerDied(worker=f"w{number}", cause="killed by SIGSEGV", by_itself=True))
+
+    (probed,) = service.sent_to("s#1", m.Probed)
+
+    assert probed.spec is None
+    assert "SIGSEGV" in probed.problems[0].got
+
+
+def test_a_worker_whose_bytes_would_differ_is_refused_while_others_live() -> None:
+    """A stream made by two kinds of library would not be a function of its coordinates."""
+    service = Service()
+    service.hears("w1", join("w1"))
+    service.hears("w2", join("w2", "numpy 1, probe 0000"))
+
+    (refusal,) = service.sent_to("w2", m.Refused)
+
+    assert FINGERPRINT in refusal.cause
+    assert "numpy 1" in refusal.cause
+    assert set(service.leases.workers) == {"w1"}
+
+
+def test_a_restarted_dispatcher_asks_everyone_to_introduce_themselves() -> None:
+    """It holds soft state only: peers that beat without being known are asked, and then work goes on."""
+    service = Service()
+    service.hears("s#1", beat(7))
+    service.hears("w1", m.WorkerBeat(worker="w1", number=3, received=2, holding=(2,)))
+    assert len(service.sent_to("s#1", m.RegisterAgain)) == 1
+    assert len(service.sent_to("w1", m.JoinAgain)) == 1
+
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    assert service.sent_to("w1", m.Granted)
+
+
+def test_a_new_incarnation_replaces_the_old_one() -> None:
+    """The trainer that resumed is the same stream; slices for the dead one's socket are void."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    service.hears("s#2", register(incarnation=2))
+
+    assert service.sent_to("w1", m.CloseStream) == [m.CloseStream(stream="s", incarnation=1)]
+    assert set(service.leases.streams) == {("s", 2)}
+
+
+def test_a_peer_can_not_speak_for_another_worker() -> None:
+    """Names are identities of connections; only a pool reports deaths of others."""
+    service = Service()
+    service.hears("w1", join("w1"))
+    with refused(service):
+        service.hears("w2", m.Leave(worker="w1"))
+    assert set(service.leases.workers) == {"w1"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        register(spec=spec(slice_size=0)),
+        register(spec=spec(slice_size=MAX_SLICE_SAMPLES + 1)),
+        register(spec=spec(num_samples=0)),
+        register(spec=spec(timeline=())),
+        register(window=-1),
+        register(window=MAX_WINDOW_SAMPLES),
+        register(head_step=-1),
+        register(head_step=9),
+        register(
+            spec=spec(timeline=(TimelineEntry(start=0, step=0, recipe="r", batch_size=2**62),), num_samples=2**62)
+        ),
+        m.Registered(stream="s", incarnation=1),
+    ],
+)
+def test_numbers_that_can_not_be_served_are_refused(message: m.AnyMessage) -> None:
+    """A few bytes must not cost the service its memory: it cuts the whole window into slices."""
+    service = Service()
+    with refused(service):
+        service.hears("s#1", message)
+    service.hears("s#1", register())
+    for wrong in (beat(1, window=2**62), beat(1, window=-1), beat(1, head_step=-5), beat(1, head_step=10)):
+        with refused(service):
+            service.hears("s#1", wrong)
+
+
+def test_a_failed_read_of_a_sample_that_was_not_leased_changes_nothing() -> None:
+    """Cutting the slice around it would lease positions that are in no batch."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    for _ in range(5):
+        for lease in (1, 2, 3):
+            service.hears("w1", m.SliceFailed(worker="w1", lease=lease, position=70, cause="I/O error"))
+        service.ticks_for(1.0)
+
+    assert service.sent_to("s#1", m.SamplesLost) == []
+    assert all(granted.lease.stop <= 8 for granted in service.sent_to("w1", m.Granted))
+
+
+def test_trainers_hear_about_the_service_every_second() -> None:
+    """What they say when nothing arrives rests on it."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    service.ticks_for(5.0)
+
+    states = service.sent_to("s#1", m.ServiceState)
+
+    assert 4 <= len(states) <= 6
+    assert (states[-1].workers, states[-1].leased_slices) == (1, 2)
+
+
+SMALL = st.integers(-2, 12)
+NAMES = st.sampled_from(["w1", "w2", "s", "s#1"])
+HERE = {"stream": st.just("s"), "incarnation": st.sampled_from([1, 2])}
+SAID = st.one_of(
+    st.builds(join, NAMES),
+    st.builds(register, window=SMALL, incarnation=HERE["incarnation"], head_step=SMALL, arrived=st.binary(max_size=9)),
+    st.builds(
+        m.StreamBeat, **HERE, number=SMALL, head_step=SMALL, arrived=st.binary(max_size=9), window=SMALL,
+        quarantined=st.dictionaries(SMALL, SMALL, max_size=2),
+    ),
+    st.builds(m.AskProbe, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"])),
+    st.builds(m.StreamGoodbye, **HERE),
+    st.builds(m.WorkerBeat, worker=NAMES, number=SMALL, received=SMALL, holding=st.lists(SMALL, max_size=3).map(tuple)),
+    st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, cause=st.just("I/O error")),
+    st.builds(m.StreamBroken, **HERE, cause=st.just("shape")),
+    st.builds(
+        m.ProbeAnswer, worker=NAMES, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"]),
+        spec=st.sampled_from([None, BATCH_SPEC]),
+    ),
+    st.builds(m.Leave, worker=NAMES),
+    st.builds(
+        m.WorkerDied, worker=NAMES, cause=st.just("SIGSEGV"), by_itself=st.booleans(), **HERE,
+        position=st.integers(-2, 70),
+    ),
+    st.builds(m.Registered, **HERE),
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(said=st.lists(st.tuples(NAMES, SAID | st.binary(max_size=20), st.integers(0, 8)), max_size=40))
+def test_no_conversation_ends_the_dispatcher(said: list[tuple[str, m.AnyMessage | bytes, int]]) -> None:
+    """Any messages of any peers in any order, garbage among them: no exception, and leases lie inside the stream."""
+    service = Service()
+    for peer, message, quarters in said:
+        frame = message if isinstance(message, bytes) else encode_message(message)
+        service.dispatcher.receive(peer.encode(), frame, service.now_s)
+        service.ticks_for(quarters / 4)
+    for sent in service.sent.values():
+        for granted in sent:
+            if isinstance(granted, m.Granted):
+                assert 0 <= granted.lease.start < granted.lease.stop <= 64
