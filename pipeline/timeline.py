@@ -44,9 +44,7 @@ class Timeline:
     def __init__(
         self, entries: Sequence[TimelineEntry], *, num_samples: int, last_batch: LastBatch, end_position: int
     ) -> None:
-        if not entries or any(
-            a.step >= b.step or a.start >= b.start for a, b in pairwise(entries)
-        ):
+        if not entries or any(a.step >= b.step or a.start >= b.start for a, b in pairwise(entries)):
             raise ValueError("a timeline needs entries with rising steps and positions")
         if num_samples < 1 or any(entry.batch_size < 1 or entry.start < 0 or entry.step < 0 for entry in entries):
             raise ValueError("a timeline needs num_samples and batch sizes from 1, positions and steps from 0")

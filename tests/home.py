@@ -65,7 +65,7 @@ class Home:
         """Nothing is left within the law's time."""
         deadline_s = time.monotonic() + GONE_WITHIN_S
         while True:
-            left = [" ".join(process.cmdline()) for process in self.processes()] + self.left_files()
+            left = [*map(_describe, self.processes()), *self.left_files()]
             if not left:
                 return
             assert time.monotonic() < deadline_s, f"left after {GONE_WITHIN_S:g} s: {left}"
@@ -84,6 +84,13 @@ class Home:
         """Nothing of this home outlives its test."""
         self.kill_all()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _describe(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # it ended since it was found
+        return f"process {process.pid}, ending"
 
 
 def write_arrays(folder: Path, *, num_samples: int = 256, side: int = 32) -> Path:

@@ -25,7 +25,7 @@ from pipeline.transport import Context, Dealer, Poller
 from pipeline.wire import encode_message
 from workers.environment import worker_environment
 from workers.progress import IDLE, ProgressSlot
-from workers.worker import WorkerConfig, run
+from workers.worker_process import WorkerConfig, run_worker
 
 LOOK_S = 0.25
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 10.0
@@ -107,7 +107,7 @@ class Pool:
             progress_path=self.config.directory / f"{name}.progress",
             trace_path=self.config.directory / f"{name}.trace",
         )
-        process = _forkserver.Process(target=run, args=(config,), name=name, daemon=True)
+        process = _forkserver.Process(target=run_worker, args=(config,), name=name, daemon=True)
         process.start()
         progress = ProgressSlot(config.progress_path)
         self.members[name] = _Member(process, config, progress, counter_since_s=time.monotonic())

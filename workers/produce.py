@@ -83,7 +83,7 @@ class Producer:
             if self._progress:
                 self._progress.begin_sample(position)
             made = self._make_sample(key, position, lease.quarantined.get(position, 0), chain, settings, bad)
-            if made.image_HWC.shape != image_spec.shape or made.image_HWC.dtype.name != image_spec.dtype:
+            if made.image_HWC.shape != image_spec.shape or made.image_HWC.dtype != images_NHWC.dtype:
                 raise StreamIsBroken(self._shape_changed(made, image_spec))
             images_NHWC[row] = made.image_HWC
             labels_N[row] = made.label

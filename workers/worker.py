@@ -18,12 +18,8 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 
 from pipeline.errors import HeadraceError, RemoteProtocolError
-from pipeline.job import SourceConfig
 from pipeline.messages import (
     AnyMessage,
     CloseStream,
@@ -47,26 +43,12 @@ from workers.fingerprint import fingerprint
 from workers.produce import ReadFailed
 from workers.progress import ProgressSlot
 from workers.streams import OpenStreams
+from workers.worker_process import WorkerConfig
 
 BEAT_S = 1.0
 EXIT_REFUSED = 3
 
 log = logging.getLogger("headrace.worker")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
-    """All a worker process needs to know."""
-
-    name: str
-    connect: str
-    sources: Mapping[str, SourceConfig]
-    plugins: tuple[str, ...]
-    base: Path
-    """The folder that plug-in names are relative to."""
-    progress_path: Path
-    trace_path: Path
-    """Where the Python frames of a crash or hang are written."""
 
 
 class Control(threading.Thread):

@@ -48,7 +48,9 @@ def train(
             folder.discard_if_unused()
             raise
         except KeyboardInterrupt:
-            print(f"headrace: stopped; what was done until now is in {folder.path}", file=sys.stderr)
+            folder.discard_if_unused()
+            left = f"; its record until now: {folder.path}" if folder.path.exists() else " before its first step"
+            print(f"headrace: stopped{left}", file=sys.stderr)
             raise
     print_summary(summary, Console())
 

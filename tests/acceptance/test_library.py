@@ -286,8 +286,7 @@ time.sleep(300)
     os.kill(process.pid, signal.SIGKILL)
     deadline_s = time.monotonic() + GONE_WITHIN_S
     while home.processes() != [child] or home.left_files():
-        left = [alive.cmdline() for alive in home.processes()], home.left_files()
-        assert time.monotonic() < deadline_s, left
+        assert time.monotonic() < deadline_s, (home.processes(), home.left_files())
         time.sleep(0.05)
     child.kill()
     process.communicate(timeout=10)

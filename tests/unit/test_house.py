@@ -72,7 +72,7 @@ def test_files_stay_small() -> None:
             ["headrace.commands.pipeline", "pipeline.dispatcher", "pipeline.runtime_dir"],
             {"torch", "albumentations", "cv2"},
         ),
-        (["headrace.commands.workers", "workers.pool"], {"torch", "trainer"}),
+        (["headrace.commands.workers", "workers.pool"], {"torch", "trainer", "albumentations", "cv2"}),
         (["workers.worker", "workers.chain", "workers.produce"], {"torch", "trainer", "typer", "rich"}),
         (["headrace", "headrace.cli"], {"torch", "albumentations", "cv2", "numpy", "typer"}),
         (["headrace.embedded", "headrace.library", "trainer.loop"], {"albumentations", "cv2", "workers"}),
