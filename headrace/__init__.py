@@ -11,8 +11,9 @@ from headrace._house import own_house
 
 if TYPE_CHECKING:
     from headrace.library import Stream
+    from trainer.checkpoint import load_model
 
-__all__ = ["Stream", "__version__"]
+__all__ = ["Stream", "__version__", "load_model"]
 
 __version__ = "0.1.0"
 
@@ -23,4 +24,8 @@ def __getattr__(name: str) -> Any:
         with own_house():
             from headrace.library import Stream
         return Stream
+    if name == "load_model":
+        with own_house():
+            from trainer.checkpoint import load_model
+        return load_model
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,10 +58,10 @@ def rows(rounds: Sequence[Round], reseed_us: float) -> list[Row]:
         for other, target in RATIO_TARGETS.items()
     ]
     ours = [entry["headrace"] for entry in rounds]
-    largest_rss = [max(memory.rss for memory in measured.worker_memory) / MIB for measured in ours]
+    largest_rss = [max(memory.rss for memory in measured.worker_memory) / 1e6 for measured in ours]
     dispatcher = [100 * measured.cpu_share["dispatcher"] for measured in ours]
     made.append(_row("reseeding a sample", [reseed_us], MAX_RESEED_US, unit="µs"))
-    made.append(_row("largest worker's RSS", largest_rss, MAX_WORKER_RSS_MB, unit="MiB"))
+    made.append(_row("largest worker's RSS", largest_rss, MAX_WORKER_RSS_MB, unit="MB"))
     made.append(_row("dispatcher's share of a core", dispatcher, MAX_DISPATCHER_PERCENT, unit="%"))
     return made
 

@@ -19,10 +19,9 @@ from headrace.services import Services
 from pipeline.config_job import Job
 from pipeline.messages import OpenStream, StreamSpec
 from pipeline.order import Order
-from pipeline.plan import Role, plan_stream, section_of, window_for
+from pipeline.plan import Role, open_job_source, plan_stream, require_equal_classes, section_of, window_for
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.run_folder import RunFolder
-from pipeline.sources import open_source
 from pipeline.sources.protocol import Source
 from pipeline.timeline import Timeline
 from trainer.batch import Batch
@@ -48,8 +47,13 @@ class Streams:
         self.num_bad_samples = 0
         """Bad samples met so far, in all streams; each was named when it was met."""
         self._batch_specs: dict[Role, BatchSpec] = {}
-        self._wire_pool = BufferPool(max_free=job.config.window_batches + 2, pinned=self._device.type == "cuda")
-        self._services = Services(job, num_workers) if num_workers else None
+        self._services: Services | None = None
+        self._pools: dict[Role, BufferPool] = {role: self._new_pool() for role in ("train", "eval")}
+        self._opened: set[BatchStream] = set()
+        self._last_incarnation = 0
+        require_equal_classes(job.config, str(job.path), self._source)
+        if num_workers:
+            self._services = Services(job, num_workers)
         try:
             self.train = self._open("train", job.train, start_position)
         except BaseException:
@@ -73,11 +77,12 @@ class Streams:
             yield from stream
         finally:
             stream.close()
+            self._opened.discard(stream)
 
     def close(self) -> None:
         """End the streams and the services."""
-        if hasattr(self, "train"):
-            self.train.close()
+        while self._opened:
+            self._opened.pop().close()
         if self._services is not None:
             self._services.end()
             self._services = None
@@ -86,7 +91,7 @@ class Streams:
         config = self._job.config
         section = section_of(config, role)
         source = self._source(section.source)
-        incarnation = time.time_ns()
+        incarnation = self._last_incarnation = max(self._last_incarnation + 1, time.time_ns())  # rises for ever
         name = f"{self._run}/{role}"
         endpoint = "inproc://unused"
         if self._services:
@@ -106,12 +111,18 @@ class Streams:
             device=self._device,
             stall_timeout_s=config.stall_timeout_s,
         )
-        try:
-            self._batch_specs[role] = stream.spec
-        except BaseException:
-            stream.close()
-            raise
+        self._opened.add(stream)
+        self._batch_specs[role] = stream.spec
         return stream
+
+    def _new_pool(self) -> BufferPool:
+        return BufferPool(max_free=self._job.config.window_batches + 2, pinned=self._device.type == "cuda")
+
+    def _note_trouble(self, note: str) -> None:
+        if self._folder is not None:
+            self._folder.append_event("service_trouble", note=note)
+        else:
+            log.warning("action=service_trouble note=%s", note)
 
     def _receiver(
         self, role: Role, name: str, incarnation: int, spec: StreamSpec, timeline: Timeline, batch_size: int
@@ -126,9 +137,10 @@ class Streams:
             dispatcher=services.dispatcher,
             window=lambda batch_spec: window_for(self._job.config, batch_size, batch_spec),
             policy=self._policy(role, spec),
-            pool=self._wire_pool,
+            pool=self._pools[role],
             batch_spec=self._batch_specs.get(role),
             is_service_alive=services.check,
+            on_trouble=self._note_trouble,
         )
         receiver.start()
         return receiver
@@ -148,12 +160,14 @@ class Streams:
             batch_spec=batch_spec,
             make=worker.make,
             policy=self._policy(role, spec),
-            pool=self._wire_pool,
+            pool=self._pools[role],
         )
 
     def _source(self, name: str) -> Source:
         if name not in self._sources:
-            self._sources[name] = open_source(self._job.config.sources[name])
+            job = self._job
+            line = job.source_lines.get(name, 0)
+            self._sources[name] = open_job_source(job.config, str(job.path), line, name)
         return self._sources[name]
 
     def _policy(self, role: Role, spec: StreamSpec) -> BadSamplePolicy:

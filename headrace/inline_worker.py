@@ -10,7 +10,7 @@ import os
 
 from headrace._house import own_house
 from pipeline.config_job import Job
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import ConfigError
 from pipeline.messages import Lease, OpenStream
 from pipeline.recipe import BatchSpec, Recipe
 from trainer.inline import Made
@@ -36,17 +36,7 @@ class InlineWorker:
         self._streams.open(message)
         outcome = self._streams.probe((message.stream, message.incarnation), recipe.digest)
         if not isinstance(outcome, BatchSpec):
-            raise ConfigError(
-                Problem(
-                    file=place.file,
-                    line=place.line,
-                    path=place.path,
-                    expected=place.expected,
-                    got=place.got,
-                    way_out=place.way_out,
-                )
-                for place in outcome
-            )
+            raise ConfigError(place.problem() for place in outcome)
         self._streams.open(
             OpenStream(
                 stream=message.stream,

@@ -12,9 +12,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
-from pathlib import Path
+from collections import deque
+from typing import IO
 
 from headrace._house import ROOT
 from pipeline.config_job import Job
@@ -23,6 +25,7 @@ from pipeline.runtime_dir import RuntimeDir
 
 END_TIMEOUT_S = 3.0
 LOG_TAIL_LINES = 15
+LOG_LINE_NBYTES = 4096
 
 _in_use: weakref.WeakSet[Services] = weakref.WeakSet()
 
@@ -35,6 +38,8 @@ class Services:
         self.dispatcher = self.directory.endpoint("control")
         self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._tails: dict[str, deque[bytes]] = {}
+        self._readers: list[threading.Thread] = []
         self._owner_pid = os.getpid()
         _in_use.add(self)
         try:
@@ -71,6 +76,8 @@ class Services:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # its session, workers included
             process.wait()
+        for reader in self._readers:
+            reader.join(timeout=1.0)  # at once: the last writer is dead
         self.directory.remove()
 
     def let_go_in_child(self) -> None:
@@ -82,29 +89,34 @@ class Services:
         environment = dict(os.environ)
         # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-        with open(self._log_path(command), "wb") as log:
-            self._processes[command] = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "headrace", command, *arguments),
-                    *("--lifeline", str(self._lifeline_read_fd), "--runtime-dir", str(self.directory.path)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                pass_fds=[self._lifeline_read_fd],
-                start_new_session=True,  # Ctrl-C in the terminal is for the trainer; it ends them
-                env=environment,
-            )
-
-    def _log_path(self, command: str) -> Path:
-        return self.directory.path / f"{command}.log"
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "headrace", command, *arguments),
+                *("--lifeline", str(self._lifeline_read_fd), "--runtime-dir", str(self.directory.path)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=[self._lifeline_read_fd],
+            start_new_session=True,  # Ctrl-C in the terminal is for the trainer; it ends them
+            env=environment,
+        )
+        self._processes[command] = process
+        tail = self._tails[command] = deque(maxlen=LOG_TAIL_LINES)
+        # Only its last lines are kept: a plug-in that prints for days must fill neither disk nor memory.
+        reader = threading.Thread(target=_keep_tail, args=(process.stdout, tail), name=f"log of {command}", daemon=True)
+        reader.start()
+        self._readers.append(reader)
 
     def _log_tail(self, command: str) -> str:
-        try:
-            lines = self._log_path(command).read_text(errors="replace").splitlines()
-        except OSError:
-            return "  (it left no log)"
-        return "\n".join(f"  {line}" for line in lines[-LOG_TAIL_LINES:])
+        lines = [line.decode(errors="replace").rstrip() for line in self._tails[command]]
+        return "\n".join(f"  {line}" for line in lines) or "  (it said nothing)"
+
+
+def _keep_tail(stream: IO[bytes], tail: deque[bytes]) -> None:
+    with stream:
+        while line := stream.readline(LOG_LINE_NBYTES):
+            tail.append(line)
 
 
 def _let_go_in_child() -> None:

@@ -1,20 +1,35 @@
-"""Admission: which registrations and beats of a trainer a dispatcher accepts.
+"""Admission: which workers a dispatcher accepts, and which registrations and beats of a trainer.
 
 In:  decoded messages, well typed but with any numbers.
-Out: a registration's `Timeline`; RemoteProtocolError for numbers that would cost unbounded memory.
+Out: why a worker is refused; a registration's `Timeline`; RemoteProtocolError for numbers that would cost unbounded
+     memory.
 Pure. Never judges whether a stream makes sense, only whether it can be served.
 """
 
 from __future__ import annotations
 
 from pipeline.errors import RemoteProtocolError
-from pipeline.messages import Register, StreamBeat
+from pipeline.messages import PROTOCOL_VERSION, Join, Register, StreamBeat
 from pipeline.timeline import Timeline
 from pipeline.wire import MAX_SLICE_SAMPLES
 
 MAX_WINDOW_SAMPLES = 1 << 24
 """Samples in flight of one stream: 16 million; their bitmap (2 MiB) fits a message. A window of GPU batches is a few
 thousand."""
+
+
+def worker_refusal(message: Join, fingerprint: str | None) -> str:
+    """Why the worker can't be admitted, "" if it can; `fingerprint`: what all workers here have, None if it is open."""
+    if message.protocol_version != PROTOCOL_VERSION:
+        return f"protocol version: the dispatcher speaks {PROTOCOL_VERSION}, the worker {message.protocol_version}"
+    if fingerprint is not None and message.fingerprint != fingerprint:
+        return (
+            "its bytes would differ\n"
+            f"  admitted here: {fingerprint}\n"
+            f"  this worker:   {message.fingerprint}\n"
+            "  to go on: start it with the same library versions, or end the streams that were begun with them"
+        )
+    return ""
 
 
 def accepted_timeline(message: Register) -> Timeline:

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from pipeline.config_chain import as_item, read_chain
-from pipeline.config_job import ExaminedJob, Job, job_recipes, override, read_job
+from pipeline.config_job import ExaminedJob, Job, job_recipes, override, read_job, source_lines
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
 from pipeline.located import Located, ProblemList, Scalar, describe, nearest
@@ -56,7 +56,13 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         raise ConfigError(examined.problems)
     assert examined.config is not None
     assert examined.train is not None
-    return Job(path=path, config=examined.config, train=examined.train, eval=examined.eval)
+    return Job(
+        path=path,
+        config=examined.config,
+        train=examined.train,
+        eval=examined.eval,
+        source_lines=examined.source_lines,
+    )
 
 
 def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
@@ -76,6 +82,7 @@ def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
         train=recipes.get("train"),
         eval=recipes.get("eval"),
         plugins=plugins,
+        source_lines=source_lines(root),
         problems=problems.in_order(),
     )
 

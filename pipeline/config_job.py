@@ -15,7 +15,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Job:
     """Its fields; paths are absolute."""
     train: Recipe
     eval: Recipe | None
+    source_lines: dict[str, int] = field(default_factory=dict)
+    """Line of each source's entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +57,14 @@ class ExaminedJob:
     eval: Recipe | None
     plugins: tuple[str, ...]
     """The references whose source was found, `file.py` made absolute."""
+    source_lines: dict[str, int]
     problems: tuple[Problem, ...]
+
+
+def source_lines(root: Located) -> dict[str, int]:
+    """Line of each entry of `sources`."""
+    sources = root.items.get("sources")
+    return {name: entry.key_line or entry.line for name, entry in sources.items.items()} if sources else {}
 
 
 def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | None:

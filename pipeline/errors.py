@@ -86,9 +86,3 @@ class RemoteProtocolError(HeadraceError):
 
 class LocalProtocolError(HeadraceError):
     """We were about to send what the protocol does not allow: a defect of ours."""
-
-
-class StoppedOnRequest(HeadraceError):
-    """The user asked the run to stop; it can be resumed."""
-
-    exit_code = EXIT_STOPPED_RESUMABLE

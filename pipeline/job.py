@@ -234,7 +234,7 @@ class JobConfig(Section):
     """Modules (`module` or `file.py`) that define the user's own transforms."""
     workers: NonNegativeInt = 2
     """Worker processes; 0 runs everything in the trainer's process, for a debugger."""
-    slice_size: PositiveInt = 16
+    slice_size: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Samples in a unit of work. Small, so that the first batch arrives soon and a death loses little."""
     window_batches: PositiveInt = 8
     """Batches in flight at most; with `window_nbytes` the bound on memory."""

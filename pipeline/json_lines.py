@@ -13,6 +13,7 @@ import errno
 import os
 import re
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,13 +27,15 @@ _CRC_TAIL = re.compile(rb',"crc":"([0-9a-f]{8})"}\Z')
 
 
 class JsonLines:
-    """Appends records to a file; what was appended is read back equal, however the process ends."""
+    """Appends records to a file, from any thread; what was appended is read back equal, however the process ends."""
 
     def __init__(self, path: Path, *, attempt: int, is_synced: bool) -> None:
         """Opens for appending and cuts a torn end. `is_synced`: a record is on disk before `append` returns."""
         self.path = path
         self.attempt = attempt
         self.is_synced = is_synced
+        # Another thread's line between a failed write and its cut would be cut with it.
+        self._lock = threading.Lock()
         self._length_nbytes = max((end_nbytes for end_nbytes, _ in _intact(path)), default=0)
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self._length_nbytes)
@@ -45,26 +48,29 @@ class JsonLines:
         """Writes one whole line or none; a full disk is a RunFailed that says so."""
         plain: dict[str, Any] = msgspec.to_builtins(record)
         line = encode_line({"attempt": self.attempt, **plain})
-        try:
-            num_written = os.write(self._descriptor, line)
-            if num_written < len(line):  # how a disk that fills up in the middle of a line shows
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            if self.is_synced:
-                os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, self._length_nbytes)
-            raise write_failure(self.path, error) from error
-        self._length_nbytes += len(line)
+        with self._lock:
+            try:
+                num_written = os.write(self._descriptor, line)
+                if num_written < len(line):  # how a disk that fills up in the middle of a line shows
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if self.is_synced:
+                    os.fsync(self._descriptor)
+            except OSError as error:
+                os.ftruncate(self._descriptor, self._length_nbytes)
+                raise write_failure(self.path, error) from error
+            self._length_nbytes += len(line)
 
     def sync(self) -> None:
         """All appended records are on disk afterwards."""
-        try:
-            os.fsync(self._descriptor)
-        except OSError as error:
-            raise write_failure(self.path, error) from error
+        with self._lock:
+            try:
+                os.fsync(self._descriptor)
+            except OSError as error:
+                raise write_failure(self.path, error) from error
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        with self._lock:
+            os.close(self._descriptor)
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:

@@ -1,6 +1,6 @@
 """What happens to leases (events) and what is to be done about it (actions).
 
-In and out: nothing; plain records between `pipeline/leases.py` (pure) and `pipeline/dispatcher.py` (sockets).
+In and out: nothing; plain records between `pipeline/leases.py` (pure) and `pipeline/dispatcher.py`, which sends.
 """
 
 from __future__ import annotations
@@ -93,12 +93,28 @@ class SliceGivenBack:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseRefused:
+    """A worker could not begin a lease; nothing in it is to blame."""
+
+    worker: str
+    lease: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Time passed, and every message that had arrived before was stepped."""
 
 
 Event = (
-    StreamRegistered | StreamBeaten | StreamLeft | WorkerJoined | WorkerBeaten | WorkerGone | SliceGivenBack | Ticked
+    StreamRegistered
+    | StreamBeaten
+    | StreamLeft
+    | WorkerJoined
+    | WorkerBeaten
+    | WorkerGone
+    | SliceGivenBack
+    | LeaseRefused
+    | Ticked
 )
 
 

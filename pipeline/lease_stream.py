@@ -2,7 +2,7 @@
 
 In:  what the trainer said has arrived; slices given out and given back.
 Out: the next slice to lease.
-Pure. Used by `pipeline/leases.py` only.
+Pure. Driven by `pipeline/leases.py` only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,11 @@ MAX_READS = 3
 READ_RETRY_S = 0.5
 AVOID_S = 5.0
 """Seconds for which another worker is preferred after a failed read; then any may try."""
+
+
+def death_weight(*, by_itself: bool) -> float:
+    """What a worker's death counts for."""
+    return WEIGHT_BY_ITSELF if by_itself else 1.0
 
 
 class StreamSlices:
@@ -70,17 +75,15 @@ class StreamSlices:
         ]
         for position in decided:
             del self.lost[position]
-            insort(self._waiting, (position, position + 1))
+            self._wait((position, position + 1))
+        # A copy made before the position was given up may have arrived after all.
+        self.lost = {place: lost for place, lost in self.lost.items() if not self.has_arrived((place, place + 1))}
         self._drop_arrived()
         self.leased = {held for held in self.leased if not self.has_arrived(held)}
 
     def has_arrived(self, held: Range) -> bool:
         """True if every position of the range is with the trainer."""
-        start, stop = max(held[0], self._head_start), held[1]
-        if stop <= start:
-            return True
-        mask = (1 << (stop - start)) - 1
-        return self._arrived >> (start - self._head_start) & mask == mask
+        return self._present(held) == (1 << (held[1] - held[0])) - 1
 
     @property
     def num_waiting(self) -> int:
@@ -97,38 +100,41 @@ class StreamSlices:
         self._remove(offered)
         self.leased.add(offered)
 
-    def give_back(self, held: Range) -> None:
-        """A lease ended without arrival: the slice waits again, unless it has arrived after all."""
-        if held in self.leased:
-            self.leased.discard(held)
-            if not self.has_arrived(held):
-                insort(self._waiting, held)
+    def give_back(self, held: Range) -> list[Range]:
+        """A lease ended without arrival: what has not arrived after all waits again, and is returned."""
+        if held not in self.leased:
+            return []
+        self.leased.discard(held)
+        return self._wait(held)
 
     def blame(self, held: Range, *, cause: str, by_itself: bool, position: int | None) -> None:
         """The worker that worked on `held` died; what has outlived too many is split, then lost."""
-        self.give_back(held)
         suspect = held if position is None else (position, position + 1)
-        self._deaths[suspect] = self._deaths.get(suspect, 0.0) + (WEIGHT_BY_ITSELF if by_itself else 1.0)
-        if self._deaths[suspect] < MAX_DEATHS or held not in self._waiting:
+        waiting = [part for part in self.give_back(held) if part[0] < suspect[1] and suspect[0] < part[1]]
+        if not waiting:
+            return
+        self._deaths[suspect] = self._deaths.get(suspect, 0.0) + death_weight(by_itself=by_itself)
+        if self._deaths[suspect] < MAX_DEATHS:
             return
         del self._deaths[suspect]
-        if suspect[1] - suspect[0] == 1:
-            self._lose(held, suspect[0], cause)
-        else:
-            self._replace(held, [(place, place + 1) for place in range(*held)])
+        for part in waiting:
+            if suspect[1] - suspect[0] == 1:
+                self._lose(part, suspect[0], cause)
+            else:
+                self._replace(part, [(place, place + 1) for place in range(*part)])
 
     def read_failed(self, held: Range, position: int, *, avoid: str, cause: str, now_s: float) -> None:
         """A read failed: try again a little later, not on worker `avoid` for a while, up to MAX_READS times."""
-        self.give_back(held)
-        if held not in self._waiting:
+        waiting = next((part for part in self.give_back(held) if position in range(*part)), None)
+        if waiting is None:
             return
         failures = self._failed_reads[position] = self._failed_reads.get(position, 0) + 1
         if failures >= MAX_READS:
             del self._failed_reads[position]
-            self._lose(held, position, cause)
+            self._lose(waiting, position, cause)
         else:
-            self._not_before_s[held] = now_s + READ_RETRY_S * failures
-            self._avoid[held] = (avoid, now_s + AVOID_S)
+            self._not_before_s[waiting] = now_s + READ_RETRY_S * failures
+            self._avoid[waiting] = (avoid, now_s + AVOID_S)
 
     def _lose(self, held: Range, position: int, cause: str) -> None:
         start, stop = held
@@ -140,6 +146,24 @@ class StreamSlices:
         self._remove(held)
         for part in parts:
             insort(self._waiting, part)
+
+    def _wait(self, given: Range) -> list[Range]:
+        """Queue what is missing of the range, in contiguous parts.
+
+        A part of it may be with the trainer: made for a dispatcher that had cut the batch otherwise. The trainer drops
+        a slice that holds anything it has, so the range as a whole would be sent for ever.
+        """
+        present = self._present(given)
+        if not present:
+            parts = [given]
+        else:
+            missing = [place for place in range(*given) if not present >> (place - given[0]) & 1]
+            starts = [place for place in missing if place - 1 not in missing]
+            stops = [place + 1 for place in missing if place + 1 not in missing]
+            parts = list(zip(starts, stops, strict=True))
+        for part in parts:
+            insort(self._waiting, part)
+        return parts
 
     def _remove(self, waiting: Range) -> None:
         self._waiting.remove(waiting)
@@ -154,13 +178,24 @@ class StreamSlices:
         """Cut the batches that the window has reached."""
         while self._next_step < min(self.head_step + self.window, self.timeline.num_steps):
             for part in slices_of(self.timeline.batch(self._next_step), self.slice_size):
-                if not self.has_arrived(part):
-                    insort(self._waiting, part)
+                self._wait(part)
             self._next_step += 1
 
+    def _present(self, held: Range) -> int:
+        """Bitmap of the range's positions that are with the trainer; what lies before the head is."""
+        start, stop = held
+        mask = (1 << (stop - start)) - 1
+        if stop <= self._head_start:
+            return mask
+        behind = self._head_start - start
+        if behind <= 0:
+            return self._arrived >> -behind & mask
+        return (self._arrived << behind | (1 << behind) - 1) & mask
+
     def _drop_arrived(self) -> None:
-        for arrived in [waiting for waiting in self._waiting if self.has_arrived(waiting)]:
-            self._remove(arrived)
+        for waiting in [waiting for waiting in self._waiting if self._present(waiting)]:
+            self._remove(waiting)
+            self._wait(waiting)
 
     def _move_head(self, head_step: int) -> None:
         self.head_step, self._head_start = head_step, self._start_of(head_step)

@@ -4,8 +4,9 @@ In:  events (`pipeline/lease_events.py`) and the time in seconds.
 Out: actions for the dispatcher to carry out.
 No sockets, no clock, no threads: `step(event, now_s) -> actions`; tests drive it with plain values.
 
-A lease ends by arrival at the trainer, or by its holder's death. A lease whose holder says that it was sent, while the
-trainer never got it, and a lease that its worker never saw, were lost on the way: they end after `resend_s`.
+A lease ends by arrival at the trainer, by its holder's death, or when its holder gives it back. The exception is what
+was lost on the way, a slice that was sent and has not arrived, or a lease that its worker never saw: it ends after
+`resend_s`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pipeline.lease_events import (
     Condemn,
     Event,
     Grant,
+    LeaseRefused,
     ReportLost,
     Retire,
     SliceGivenBack,
@@ -100,6 +102,8 @@ class Leases:
                 actions += self._worker_gone(event)
             case SliceGivenBack():
                 actions += self._given_back(event, now_s)
+            case LeaseRefused():
+                self._refused(event)
             case Ticked():
                 actions += self._ticked(now_s)
         actions += self._grants(now_s)
@@ -110,7 +114,10 @@ class Leases:
         return sum(worker.num_in_hand == 0 for worker in self.workers.values())
 
     def _register(self, event: StreamRegistered, now_s: float) -> None:
-        name, _ = event.stream
+        """A newer incarnation replaces the older one; what an older one still says is void."""
+        name, incarnation = event.stream
+        if any(known[0] == name and known[1] > incarnation for known in self.streams):
+            return
         for known in [known for known in self.streams if known[0] == name and known != event.stream]:
             self._forget_stream(known)
         if event.stream not in self.streams:
@@ -136,7 +143,8 @@ class Leases:
         worker.received = max(worker.received, event.received)
         worker.holding = event.holding
         for number, held in worker.leases.items():
-            if number <= event.received and number not in event.holding and held.sent_s is None:
+            # Not event.received: a worker that began anew, and whose Join was lost, says 0 and will never send these.
+            if number <= worker.received and number not in event.holding and held.sent_s is None:
                 held.sent_s = now_s
 
     def _worker_gone(self, event: WorkerGone) -> list[Action]:
@@ -178,6 +186,12 @@ class Leases:
         avoid = event.worker if others else ""
         stream.read_failed(held.range, event.position, avoid=avoid, cause=event.cause, now_s=now_s)
         return _lost(stream)
+
+    def _refused(self, event: LeaseRefused) -> None:
+        worker = self.workers.get(event.worker)
+        held = worker.leases.pop(event.lease, None) if worker else None
+        if held is not None:
+            self.streams[held.stream].give_back(held.range)
 
     def _ticked(self, now_s: float) -> list[Action]:
         actions: list[Action] = []

@@ -1,13 +1,20 @@
 """Every message of the control and data sockets, as typed records.
 
 In and out: nothing; `pipeline/wire.py` spells them as bytes. A field may be added with a default; anything else
-raises PROTOCOL_VERSION. Messages are cumulative: a lost, repeated or old one costs nothing.
+raises PROTOCOL_VERSION. A lost, repeated or old message costs time at most:
+- beats are cumulative, and who is not known answers them with a Join or a Register;
+- what needs an answer (Register, AskProbe, Probe, SamplesLost) is sent again until it has one;
+- a lost Granted, SliceFailed or StreamBroken shows in the beats as a slice that never arrived, and is leased again;
+- a lost OpenStream is asked for (AskStream) by the worker that meets the stream next;
+- a lost StreamFailed is sent again when the same slice or registration fails again;
+- for a lost Leave, WorkerDied or StreamGoodbye, silence speaks; for a lost CloseStream, the worker's end.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from pipeline.errors import Problem
 from pipeline.recipe import BatchSpec, FieldSpec, Recipe
 from pipeline.timeline import LastBatch, TimelineEntry
 
@@ -26,7 +33,16 @@ class Location(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     expected: str
     got: str
-    way_out: str
+    way_out: str = ""
+
+    @classmethod
+    def of(cls, problem: Problem) -> Location:
+        """The problem, ready to be sent."""
+        return cls(**{name: getattr(problem, name) for name in cls.__struct_fields__})
+
+    def problem(self) -> Problem:
+        """The problem, as it was before it was sent."""
+        return Problem(**msgspec.structs.asdict(self))
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +159,16 @@ class SliceFailed(Message, frozen=True, kw_only=True):
     cause: str
 
 
+class AskStream(Message, frozen=True, kw_only=True):
+    """A worker was given work of a stream that was never opened for it: the OpenStream was lost."""
+
+    worker: str
+    stream: str
+    incarnation: int
+    lease: int = 0
+    """The lease, which it gives back; 0 where it was a probe."""
+
+
 class StreamBroken(Message, frozen=True, kw_only=True):
     """Something no retry can mend, such as a chain whose output shape changes; ends the stream."""
 
@@ -162,10 +188,14 @@ class ProbeAnswer(Message, frozen=True, kw_only=True):
     problems: tuple[Location, ...] = ()
 
 
-class Leave(Message, frozen=True, kw_only=True):
-    """The worker has nothing in hand and goes."""
+class ProbeFailed(Message, frozen=True, kw_only=True):
+    """A probe given back: a read or an allocation failed, which may pass or may work elsewhere."""
 
     worker: str
+    stream: str
+    incarnation: int
+    recipe: str
+    cause: str
 
 
 # pool -> dispatcher
@@ -179,6 +209,8 @@ class WorkerDied(Message, frozen=True, kw_only=True):
     """Signal or exit code, with the Python frames if it left any."""
     by_itself: bool
     """True for a crash or a hang; False for SIGKILL and SIGTERM, which come from outside."""
+    in_peace: bool = False
+    """True if its pool ended it on purpose: nothing it held is to blame."""
     stream: str = ""
     incarnation: int = 0
     position: int = -1
@@ -305,7 +337,7 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 TrainerMessage = Register | StreamBeat | AskProbe | StreamGoodbye
-WorkerMessage = Join | WorkerBeat | SliceFailed | StreamBroken | ProbeAnswer | Leave | WorkerDied
+WorkerMessage = Join | WorkerBeat | SliceFailed | AskStream | StreamBroken | ProbeAnswer | ProbeFailed | WorkerDied
 ToTrainer = Registered | RegisterAgain | Probed | SamplesLost | StreamFailed | ServiceState
 ToWorker = OpenStream | CloseStream | Granted | Probe | JoinAgain | Refused
 AnyMessage = TrainerMessage | WorkerMessage | ToTrainer | ToWorker
@@ -342,6 +374,8 @@ class SliceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sample_ids: tuple[int, ...]
     digests: bytes
     """16 bytes a sample."""
+    quarantined: dict[int, int] = {}
+    """As in the lease: which attempts it began with. The trainer may have quarantined more since."""
     bad: tuple[BadSample, ...] = ()
     read_s: float = 0.0
     """Seconds spent reading, over the slice."""

@@ -6,15 +6,17 @@ Out: the `StreamSpec` that is registered, and its `Timeline`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import EvalStream, JobConfig, TrainStream
 from pipeline.messages import StreamSpec
 from pipeline.recipe import BatchSpec, Recipe
-from pipeline.sources.protocol import Source
+from pipeline.sources import Source, open_source
 from pipeline.timeline import Timeline, TimelineEntry
-from pipeline.wire import field_nbytes
+from pipeline.wire import MAX_SLICE_NBYTES, field_nbytes
 
 Role = Literal["train", "eval"]
 
@@ -74,7 +76,58 @@ def plan_stream(
     return spec, timeline
 
 
+def open_job_source(config: JobConfig, job_file: str, line: int, name: str) -> Source:
+    """The job's source of that name; what is wrong with it is located in the job file, unless in a file of its own."""
+    try:
+        return open_source(config.sources[name])
+    except ConfigError as error:
+        raise ConfigError(
+            problem
+            if problem.line
+            else replace(
+                problem,
+                file=job_file,
+                line=line,
+                path=f"sources.{name}",
+                got=f"{problem.got}, at {problem.file}",
+            )
+            for problem in error.problems
+        ) from error
+
+
+def require_equal_classes(config: JobConfig, job_file: str, open_one: Callable[[str], Source]) -> None:
+    """Labels are indices into a source's classes, so both streams must count them alike."""
+    if config.eval is None:
+        return
+    train, held_out = (open_one(section.source).classes for section in (config.train, config.eval))
+    if train != held_out:
+        only_train, only_held_out = sorted(set(train) - set(held_out)), sorted(set(held_out) - set(train))
+        raise ConfigError(
+            Problem(
+                file=job_file,
+                line=0,
+                path=f"sources.{config.eval.source}",
+                expected=f"the {len(train)} classes of {config.train.source!r}"
+                + (f", with {', '.join(only_train[:5])}" if only_train else ""),
+                got=f"{len(held_out)} classes" + (f", with {', '.join(only_held_out[:5])}" if only_held_out else ""),
+                way_out="name the class folders (or labels) alike on both sides",
+            )
+        )
+
+
 def window_for(config: JobConfig, batch_size: int, spec: BatchSpec) -> int:
     """Batches in flight: window_batches, or fewer if window_nbytes is reached first; at least one."""
     batch_nbytes = sum(field_nbytes(field, batch_size) for field in spec.fields)
+    slice_nbytes = sum(field_nbytes(field, min(config.slice_size, batch_size)) for field in spec.fields)
+    if slice_nbytes > MAX_SLICE_NBYTES:
+        raise ConfigError(
+            Problem(
+                file="the job",
+                line=0,
+                path="slice_size",
+                expected=f"slices of at most {MAX_SLICE_NBYTES} bytes",
+                got=f"{config.slice_size} samples of this chain, {slice_nbytes} bytes",
+                way_out="lower slice_size, or let the chain deliver smaller images",
+            )
+        )
     return max(1, min(config.window_batches, config.window_nbytes // batch_nbytes))

@@ -1,18 +1,20 @@
 """Probes: a recipe is tried on a live worker before a stream may use it.
 
-In:  who asked, who lives, who answered, who died and at which sample.
+In:  who asked, who lives, who answered or gave back, who died and at which sample.
 Out: whom to ask, which samples to leave alone; refusals where probing killed too many workers.
 Pure.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pipeline.lease_events import StreamId
+from pipeline.lease_stream import MAX_DEATHS, MAX_READS, death_weight
 
-MAX_DEATHS = 3
-"""Workers a probe may outlive before their deaths count as its refusal; one may die by chance."""
+REPEAT_S = 5.0
+"""Seconds after which an unanswered probe is sent again; a slow worker loses nothing, it remembers its answer."""
 
 ProbeId = tuple[StreamId, str]
 """A stream and the recipe's digest."""
@@ -21,8 +23,13 @@ ProbeId = tuple[StreamId, str]
 @dataclass(slots=True)
 class _Asked:
     worker: str = ""
-    deaths: int = 0
+    asked_s: float = 0.0
+    """When the worker was told last."""
+    deaths: float = 0.0
+    """Weighed as those of a slice: a kill from outside says little about the recipe."""
     died_at: list[int] = field(default_factory=list)
+    failed_on: list[str] = field(default_factory=list)
+    """Workers that gave it back, each as often as it did."""
 
 
 class Probes:
@@ -39,9 +46,37 @@ class Probes:
         """Probes that no worker has."""
         return [probe for probe, asked in self._asked.items() if not asked.worker]
 
-    def assign(self, probe: ProbeId, worker: str) -> None:
+    def overdue(self, now_s: float) -> list[tuple[ProbeId, str]]:
+        """Probes whose worker has not answered for long, with that worker: the question or its answer was lost."""
+        return [
+            (probe, asked.worker)
+            for probe, asked in self._asked.items()
+            if asked.worker and now_s - asked.asked_s >= REPEAT_S
+        ]
+
+    def of_worker(self, worker: str, stream: StreamId) -> list[ProbeId]:
+        """This stream's probes that the worker was told of."""
+        return [probe for probe, asked in self._asked.items() if asked.worker == worker and probe[0] == stream]
+
+    def assign(self, probe: ProbeId, worker: str, now_s: float) -> None:
         """The worker was told."""
-        self._asked[probe].worker = worker
+        self._asked[probe].worker, self._asked[probe].asked_s = worker, now_s
+
+    def choose(self, probe: ProbeId, able: Iterable[str]) -> str:
+        """Whom to ask: a worker that has not given it back, if there is one."""
+        return min(able, key=self._asked[probe].failed_on.count)
+
+    def failed(self, probe: ProbeId, worker: str) -> bool:
+        """The worker could not read what it takes and gave it back; True if too many have: the probe is over then."""
+        asked = self._asked.get(probe)
+        if asked is None or asked.worker != worker:
+            return False
+        asked.worker = ""
+        asked.failed_on.append(worker)
+        if len(asked.failed_on) < MAX_READS:
+            return False
+        del self._asked[probe]
+        return True
 
     def skip(self, probe: ProbeId) -> tuple[int, ...]:
         """Positions to leave out: one sample that kills workers is the bad-sample policy's matter, not the chain's."""
@@ -56,14 +91,14 @@ class Probes:
         return True
 
     def worker_gone(
-        self, worker: str, cause: str, *, blame: bool, at: tuple[StreamId, int] | None
+        self, worker: str, cause: str, *, blame: bool, by_itself: bool, at: tuple[StreamId, int] | None
     ) -> list[tuple[ProbeId, str]]:
         """Probes refused because too many workers died of them, with the last cause."""
         refused = []
         for probe, asked in list(self._asked.items()):
             if asked.worker == worker:
                 asked.worker = ""
-                asked.deaths += blame
+                asked.deaths += death_weight(by_itself=by_itself) if blame else 0.0
                 if at is not None and at[0] == probe[0]:
                     asked.died_at.append(at[1])
                 if asked.deaths >= MAX_DEATHS:

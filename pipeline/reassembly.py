@@ -69,6 +69,14 @@ class Reassembly:
         self._arrived[placement.step] = arrived
         return self.is_complete(placement.step)
 
+    def awaits(self, position: int) -> bool:
+        """True if the position is in the window and has not arrived: only then may it be made otherwise."""
+        for step in self._window_steps():
+            batch = self._batch(step)
+            if batch.start <= position < batch.stop:
+                return not self._arrived.get(step, 0) >> (position - batch.start) & 1
+        return False
+
     def is_complete(self, step: int) -> bool:
         """True once every position of the batch has arrived."""
         batch = self._batch(step)

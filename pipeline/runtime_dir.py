@@ -13,12 +13,15 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from pathlib import Path
 
 from pipeline.errors import ConfigError, Problem
 
 _LOCK_NAME = "lock"
+_MAX_UNLOCKED_S = 60.0
+"""Age from which a directory without a lock file is a dead job's: its making takes microseconds."""
 
 
 class RuntimeDir:
@@ -99,8 +102,12 @@ def _remove_dead(parent: Path) -> None:
     for directory in parent.iterdir():
         try:
             lock_fd = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if _is_old(directory):  # its maker died between making and locking it
+                shutil.rmtree(directory, ignore_errors=True)
+            continue
         except OSError:
-            continue  # just being made by somebody else, or not ours
+            continue  # not ours
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
@@ -108,3 +115,10 @@ def _remove_dead(parent: Path) -> None:
             pass  # alive
         finally:
             os.close(lock_fd)
+
+
+def _is_old(directory: Path) -> bool:
+    try:
+        return time.time() - directory.stat().st_mtime > _MAX_UNLOCKED_S
+    except OSError:
+        return False  # removed by somebody else just now

@@ -64,6 +64,10 @@ class Timeline:
         start, stop = self._range(entry, step - entry.step)
         return BatchRange(step, start, stop, entry.recipe)
 
+    def start_of(self, step: int) -> int:
+        """First position of the batch of `step`; the end of the stream for its last step's successor."""
+        return self.batch(step).start if step < self.num_steps else self.end_position
+
     def recipe_at(self, position: int) -> str:
         """The recipe's digest at a position of the stream."""
         entries = [entry for entry in self.entries if entry.start <= position]

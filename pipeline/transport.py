@@ -2,7 +2,8 @@
 
 In:  endpoints, frames.
 Out: sockets that move frames, a poller, a way to wake it from another thread.
-LINGER is 0 everywhere: whoever must not lose frames waits for their arrival before closing. Each socket belongs to one
+LINGER is 0 but for a last message (`Dealer.close_when_sent`): whoever must not lose frames waits for their arrival
+before closing. Each socket belongs to one
 thread. Never fork after a `Context` was made.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -117,6 +119,10 @@ class Dealer(_Socket):
             return None
         return frames[0]
 
+    def close_when_sent(self, wait_s: float) -> None:
+        """Close; the context's end then waits until what was queued has been sent, but no longer than this."""
+        self.raw.close(linger=math.ceil(wait_s * 1000))
+
 
 class Push(_Socket):
     """Sends slices to one trainer."""
@@ -154,16 +160,27 @@ class Pull(_Socket):
             self.raw.recv(copy=False)
 
 
+def remove_socket_file(endpoint: str) -> None:
+    """Delete what a closed ipc socket left in the file system; harmless for other endpoints."""
+    if endpoint.startswith("ipc://"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(endpoint.removeprefix("ipc://"))
+
+
 class Waker:
     """Wakes a poller from another thread."""
 
     def __init__(self) -> None:
         self.read_fd, self._write_fd = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._lock = threading.Lock()
+        self._closed = False
 
     def wake(self) -> None:
         """Make the poller return; harmless after `close`."""
-        with contextlib.suppress(BlockingIOError, OSError):
-            os.write(self._write_fd, b"\0")
+        # Under the lock: a descriptor that was closed may be another file's by now.
+        with self._lock, contextlib.suppress(BlockingIOError):
+            if not self._closed:
+                os.write(self._write_fd, b"\0")
 
     def clear(self) -> None:
         """Forget the wakes so far."""
@@ -171,9 +188,12 @@ class Waker:
             os.read(self.read_fd, 4096)
 
     def close(self) -> None:
-        """Release both ends."""
-        os.close(self.read_fd)
-        os.close(self._write_fd)
+        """Release both ends; harmless when done twice."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                os.close(self.read_fd)
+                os.close(self._write_fd)
 
 
 class Poller:

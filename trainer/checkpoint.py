@@ -18,24 +18,23 @@ import msgspec
 import torch
 from torch import nn
 
+from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig, ModelSection
 from pipeline.run_folder import RunFolder
-from trainer.models import build_model
+from trainer.models import Factory, build_model
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What `build_model` needs to make the same architecture again."""
+    """What is needed to make the same architecture again."""
 
     section: dict[str, Any]
     input_shape_CHW: tuple[int, int, int]
     num_classes: int
-    base: str
-    """The folder a `file.py:factory` is relative to."""
 
-    def build(self) -> nn.Module:
-        """`build_model` with the recorded arguments: fresh weights."""
+    def build(self, factory: Factory | None) -> nn.Module:
+        """The model with fresh weights; `factory` is the function itself, for kind `factory`."""
         section = ModelSection.model_validate(self.section)
-        return build_model(section, self.input_shape_CHW, self.num_classes, Path(self.base))
+        return build_model(section, self.input_shape_CHW, self.num_classes, factory)
 
 
 def save_checkpoint(
@@ -63,13 +62,30 @@ def save_checkpoint(
     return folder.write_checkpoint(step, {"model.pt": write_model}, everything)
 
 
-def load_model(checkpoint: Path | str) -> nn.Module:
-    """The saved model, on the CPU, in eval mode, from a folder such as runs/NAME/checkpoints/step-00000200."""
+def load_model(checkpoint: Path | str, factory: Factory | None = None) -> nn.Module:
+    """The saved model, on the CPU, in eval mode, from a folder such as runs/NAME/checkpoints/step-00000200.
+
+    It takes finished images (N,C,H,W), as the job's `eval` stream delivers them, and gives (N, classes) logits; its
+    attribute `classes` names them. A model of the user's own factory needs that `factory`: a checkpoint is data, and
+    nothing it names is imported. Raises ConfigError if the folder is no checkpoint, or the factory is missing.
+    """
     checkpoint = Path(checkpoint)
-    state = msgspec.json.decode((checkpoint / "state.json").read_bytes())
-    model = msgspec.convert(state["model"], ModelRecord).build()
+    try:
+        state = msgspec.json.decode((checkpoint / "state.json").read_bytes())
+        record = msgspec.convert(state["model"], ModelRecord)
+    except (OSError, msgspec.MsgspecError, KeyError) as error:
+        raise _refusal(checkpoint, "a checkpoint's folder", str(error), "name one of runs/NAME/checkpoints") from error
+    if record.section["kind"] == "factory" and factory is None:
+        made_by = record.section["factory"]
+        raise _refusal(checkpoint, "the function that made the model", "none", f"load_model(…, factory={made_by})")
+    model = record.build(factory)
     model.load_state_dict(torch.load(checkpoint / "model.pt", map_location="cpu", weights_only=True))
+    model.classes = tuple(state["classes"])  # type: ignore[assignment]
     return model.eval()
+
+
+def _refusal(checkpoint: Path, expected: str, got: str, way_out: str) -> ConfigError:
+    return ConfigError(Problem(file=str(checkpoint), line=0, path="", expected=expected, got=got, way_out=way_out))
 
 
 def weights_sha256(model: nn.Module) -> str:

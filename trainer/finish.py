@@ -66,8 +66,3 @@ class Finisher:
     def _row(self, constants: tuple[float, ...], width: int, num_channels: int) -> torch.Tensor:
         channels = torch.tensor(constants, dtype=torch.float32, device=self.device).expand(num_channels)
         return channels.repeat(width)
-
-
-def finish_images(images_NHWC: torch.Tensor, finish: Finish, out_NHWC: torch.Tensor | None = None) -> torch.Tensor:
-    """Equal to `Finisher(finish, images_NHWC.device)(images_NHWC, out_NHWC)`, for a single batch."""
-    return Finisher(finish, images_NHWC.device)(images_NHWC, out_NHWC)

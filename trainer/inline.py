@@ -40,7 +40,6 @@ class InlineReceiver:
         make: Callable[[Lease], Made | tuple[int, str]],
         policy: BadSamplePolicy,
         pool: BufferPool,
-        head_step: int = 0,
     ) -> None:
         """`make` gives a slice, or the position that could not be read and why."""
         self.timeline = timeline
@@ -50,7 +49,7 @@ class InlineReceiver:
         self._make = make
         self._policy = policy
         self._pool = pool
-        self._step = head_step
+        self._step = 0
 
     def next_batch(self, stall_timeout_s: float) -> RawBatch | None:
         """The next batch; None at the end of the stream."""
@@ -60,6 +59,7 @@ class InlineReceiver:
         for start, stop in slices_of(batch.range, self._spec.slice_size):
             self._fill(batch, start, stop)
         self._step += 1
+        self._policy.quarantined_from(batch.range.stop)
         return batch
 
     def wait_for_spec(self, timeout_s: float) -> BatchSpec:
@@ -85,7 +85,7 @@ class InlineReceiver:
     def _made(self, start: int, stop: int, recipe: str) -> tuple[SliceHeader, Sequence[NDArray[np.generic]]]:
         num_failures = 0
         while True:
-            quarantined = {p: attempt for p, attempt in self._policy.quarantined.items() if start <= p < stop}
+            quarantined = self._policy.quarantined_in(start, stop)
             lease = Lease(
                 number=1,
                 stream=self._stream,

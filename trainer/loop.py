@@ -15,10 +15,12 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.job import EvalStream
 from pipeline.recipe import BatchSpec
 from pipeline.run_folder import RunFolder
+from pipeline.user_code import load_attribute
 from trainer.batch import Batch
 from trainer.checkpoint import ModelRecord, config_sha256, save_checkpoint
 from trainer.device import choose_device, prepare_torch
 from trainer.evaluation import evaluate
+from trainer.models import check_output
 from trainer.optimizers import build_optimizer
 from trainer.record import Progress, RunRecord, Summary, json_number
 from trainer.schedules import Schedule
@@ -65,11 +67,14 @@ def train(job: Job, streams: Streams, folder: RunFolder, on_progress: Callable[[
     each step. Whatever ends the loop early, Ctrl-C included, passes through; the metrics up to there are kept.
     """
     config = job.config
-    _require_trainable(job, streams.train.spec)
+    _require_trainable(job, streams.train.spec, streams.train.classes)
     prepare_torch(config)
     device = choose_device(config.device)
     model_record = _model_record(job, streams.train)
-    model = model_record.build().to(device)
+    section = config.model
+    factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
+    model = model_record.build(factory).to(device)
+    check_output(model, section, model_record.input_shape_CHW, model_record.num_classes)
     optimizer = build_optimizer(config.optimizer, model)
     schedule = Schedule(config.schedule, config.optimizer.lr, streams.train.num_steps)
     folder.append_event("training_started", device=str(device), config=config.model_dump(mode="json"))
@@ -121,11 +126,10 @@ def _model_record(job: Job, batches: TrainBatches) -> ModelRecord:
         section=job.config.model.model_dump(mode="json"),
         input_shape_CHW=(num_channels, height, width),
         num_classes=len(batches.classes),
-        base=str(job.path.absolute().parent),
     )
 
 
-def _require_trainable(job: Job, spec: BatchSpec) -> None:
+def _require_trainable(job: Job, spec: BatchSpec, classes: tuple[str, ...]) -> None:
     """Refuses before the first step what would fail, or learn nothing, in it."""
     problems = []
     image = spec.fields[0]
@@ -140,6 +144,17 @@ def _require_trainable(job: Job, spec: BatchSpec) -> None:
                 expected="a chain whose batches are float32 NCHW",
                 got=f"{dtype} {layout}",
                 way_out="end the chain in Normalize, ToTensorV2",
+            )
+        )
+    if len(classes) < 2:
+        problems.append(
+            Problem(
+                file=str(job.path),
+                line=0,
+                path=f"sources.{job.config.train.source}",
+                expected="at least two classes",
+                got=", ".join(classes) or "none",
+                way_out="is the path one level too deep? it names the folder that holds the class folders",
             )
         )
     if job.config.schedule.kind == "plateau" and job.config.eval is None:

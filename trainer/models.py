@@ -10,9 +10,7 @@ Shapes: N batch, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -20,23 +18,26 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import ModelSection
-from pipeline.user_code import load_attribute
 from trainer.activations import ACTIVATIONS
 from trainer.initialization import initialize
+
+Factory = Callable[..., nn.Module]
+"""`factory(input_shape=(C, H, W), num_classes=K, **options)` returns a module."""
 
 _RESNET_STAGES = 3
 
 
 def build_model(
-    section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int, base: Path
+    section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int, factory: Factory | None = None
 ) -> nn.Module:
     """Maps float images (N, *input_shape_CHW) to logits (N, num_classes); equal torch seeds give equal weights.
 
-    `base` is the folder that a `file.py:factory` is relative to. A user's model keeps the weights its factory gave
+    `factory` is what `section.factory` names, for kind `factory`. A user's model keeps the weights its factory gave
     it: `init` and `activation` are for the built-in ones.
     """
     if section.kind == "factory":
-        model = _call_factory(section.factory, section.options, input_shape_CHW, num_classes, base)
+        assert factory is not None
+        model = _call_factory(factory, section, input_shape_CHW, num_classes)
     else:
         model = _BUILT_IN[section.kind](section, input_shape_CHW, num_classes)
         initialize(model, section.init, section.activation)
@@ -117,20 +118,40 @@ _BUILT_IN = {"mlp": build_mlp, "cnn": build_cnn, "resnet": build_resnet}
 
 
 def _call_factory(
-    reference: str, options: Mapping[str, Any], input_shape_CHW: tuple[int, int, int], num_classes: int, base: Path
+    factory: Factory, section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int
 ) -> nn.Module:
-    factory = load_attribute(reference, base)
-    model = factory(input_shape=input_shape_CHW, num_classes=num_classes, **options)
-    if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ConfigError(
-            Problem(
-                file=reference,
-                line=0,
-                path="model.factory",
-                expected="a torch.nn.Module with at least one trainable parameter",
-                got=f"a module with none ({type(model).__name__})"
-                if isinstance(model, nn.Module)
-                else f"{model!r:.80}",
-            )
+    try:
+        model = factory(input_shape=input_shape_CHW, num_classes=num_classes, **section.options)
+    except TypeError as error:
+        expected = (
+            f"{section.factory} to take input_shape, num_classes and {', '.join(section.options) or 'no options'}"
         )
+        raise _refusal(section, expected, str(error), "mend model.options, or the factory") from error
+    if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
+        what = f"a module with none ({type(model).__name__})" if isinstance(model, nn.Module) else f"{model!r:.80}"
+        raise _refusal(section, "a torch.nn.Module with at least one trainable parameter", what)
     return model
+
+
+def check_output(
+    model: nn.Module, section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int
+) -> None:
+    """ConfigError unless two images give (2, num_classes) logits; changes neither weights nor random states."""
+    was_training = model.training
+    images = torch.zeros((2, *input_shape_CHW), device=next(model.parameters()).device)
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            logits = model.eval()(images)
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+    except Exception as error:  # the user's own code
+        got = f"{type(error).__name__}: {error}"
+    finally:
+        model.train(was_training)
+    if got != f"shape {(2, num_classes)}":
+        expected = f"logits of shape {(2, num_classes)} for images of shape {(2, *input_shape_CHW)}"
+        raise _refusal(section, expected, got, "num_classes and input_shape are arguments of the factory")
+
+
+def _refusal(section: ModelSection, expected: str, got: str, way_out: str = "") -> ConfigError:
+    file = section.factory or "the job"
+    return ConfigError(Problem(file=file, line=0, path="model", expected=expected, got=got, way_out=way_out))

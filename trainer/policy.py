@@ -65,6 +65,18 @@ class BadSamplePolicy:
                     substitute=sample.substitute,
                 )
 
+    def quarantined_from(self, start: int) -> dict[int, int]:
+        """What is quarantined from position `start` on; what lies before is over and is forgotten."""
+        with self._lock:
+            for position in [position for position in self.quarantined if position < start]:
+                del self.quarantined[position]
+            return dict(self.quarantined)
+
+    def quarantined_in(self, start: int, stop: int) -> dict[int, int]:
+        """What is quarantined in a range of positions."""
+        with self._lock:
+            return {position: self.quarantined[position] for position in self.quarantined if start <= position < stop}
+
     def lost(self, losses: Iterable[Lost]) -> None:
         """Positions that no worker can make as they stand: quarantined (on disk first), or fatal."""
         with self._lock:

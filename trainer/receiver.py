@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 
 from pipeline.digests import SAMPLE_DIGEST_NBYTES, batch_digest, sample_digest
-from pipeline.errors import ConfigError, PeerUnreachable, Problem, RemoteProtocolError, RunFailed
+from pipeline.errors import ConfigError, PeerUnreachable, RemoteProtocolError, RunFailed
 from pipeline.messages import (
     AskProbe,
     Probed,
@@ -36,7 +36,7 @@ from pipeline.messages import (
 from pipeline.reassembly import Dropped, Placement, Reassembly
 from pipeline.recipe import BatchSpec
 from pipeline.timeline import BatchRange, Timeline
-from pipeline.transport import Context, Poller, Pull, Waker
+from pipeline.transport import Context, Poller, Pull, Waker, remove_socket_file
 from pipeline.wire import decode_header, decode_message, encode_message, field_nbytes
 from trainer.buffers import BufferPool
 from trainer.policy import BadSamplePolicy
@@ -46,6 +46,8 @@ NEWS_EVERY_S = 0.02
 """Seconds between beats at least, however much arrives: a beat is cumulative, and the window is far longer."""
 REGISTER_EVERY_S = 0.5
 """How often an unanswered registration is sent again."""
+MAX_WRONG_DIGESTS = 20
+"""Slices damaged on their way before the run ends: one is a cosmic ray, twenty are a broken machine."""
 DISPATCHER_TTL_S = 30.0
 """Seconds without a word from the dispatcher before the user is told that it is gone."""
 
@@ -108,29 +110,33 @@ class Receiver(threading.Thread):
         policy: BadSamplePolicy,
         pool: BufferPool,
         batch_spec: BatchSpec | None = None,
-        head_step: int = 0,
         is_service_alive: Callable[[], None] = lambda: None,
+        on_trouble: Callable[[str], None] = lambda note: None,
     ) -> None:
+        """`window`: batches in flight for a spec; `on_trouble`: told, in this thread, what went wrong out there."""
         super().__init__(name=f"receiver {stream}", daemon=True)
         self.state = ReceiverState()
         self.timeline = timeline
         self.batch_spec = batch_spec
         self._stream, self._incarnation, self._spec = stream, incarnation, spec
+        self._id = (stream, incarnation)
         self._recipe = spec.timeline[-1].recipe
         self._window = window
         self._policy = policy
         self._pool = pool
         self._is_service_alive = is_service_alive
+        self._on_trouble = on_trouble
         self._context = Context()
         self._pull = self._context.pull(spec.endpoint)
         self._dealer = self._context.dealer(dispatcher, f"{stream}#{incarnation}")
         self._waker = Waker()
-        self._reassembly = Reassembly(timeline, stream=stream, incarnation=incarnation, window=0, head_step=head_step)
+        self._reassembly = Reassembly(timeline, stream=stream, incarnation=incarnation, window=0, head_step=0)
         self._batches: dict[int, RawBatch] = {}
         self._changed = threading.Condition()
         self._error: Exception | None = None
         self._ending = False
         self._registered = False
+        self._num_wrong_digests = 0
         self._beat_number = 0
         self._last_beat_s = 0.0
         if batch_spec is not None:
@@ -189,7 +195,11 @@ class Receiver(threading.Thread):
         slices = f"slices leased {state.leased_slices}, waiting {state.waiting_slices}"
         seen = f"workers {state.workers}, idle {state.idle_workers}, {slices}"
         hint = "no worker is connected" if state.workers == 0 else "workers are connected but deliver nothing"
-        return f"{hint} ({seen})" + (f"\n  last trouble: {state.note}" if state.note else "")
+        dropped = f"\n  dropped: {self._dropped()}" if self.state.dropped else ""
+        return f"{hint} ({seen})" + (f"\n  last trouble: {state.note}" if state.note else "") + dropped
+
+    def _dropped(self) -> str:
+        return ", ".join(f"{count} slices ({reason})" for reason, count in self.state.dropped.most_common(5))
 
     # the thread's side
 
@@ -202,6 +212,8 @@ class Receiver(threading.Thread):
                 self._changed.notify_all()
         finally:
             self._context.close()
+            remove_socket_file(self._spec.endpoint)
+            self._waker.close()
 
     def _loop(self) -> None:
         poller = Poller()
@@ -229,6 +241,7 @@ class Receiver(threading.Thread):
         self._beat_number += 1
         with self._changed:
             head_step, arrived, window = self._reassembly.head_step, self._reassembly.arrived(), self._reassembly.window
+        quarantined = self._policy.quarantined_from(self.timeline.start_of(head_step))
         if self._registered:
             beat = StreamBeat(
                 stream=self._stream,
@@ -237,9 +250,12 @@ class Receiver(threading.Thread):
                 head_step=head_step,
                 arrived=arrived,
                 window=window,
-                quarantined=self._policy.quarantined,
+                quarantined=quarantined,
             )
             self._dealer.send(encode_message(beat))
+            if self.batch_spec is None:  # with each beat, until it is answered
+                probe = AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=self._recipe)
+                self._dealer.send(encode_message(probe))
             return
         registration = Register(
             stream=self._stream,
@@ -248,50 +264,51 @@ class Receiver(threading.Thread):
             head_step=head_step,
             arrived=arrived,
             window=window,
-            quarantined=self._policy.quarantined,
+            quarantined=quarantined,
             batch_specs={self._recipe: self.batch_spec} if self.batch_spec else {},
         )
         self._dealer.send(encode_message(registration))
 
     def _handle(self, frame: bytes) -> bool:
         """Take a notice; True if the dispatcher should hear from us at once."""
-        match decode_message(frame):
+        try:
+            message = decode_message(frame)
+        except RemoteProtocolError:
+            self._drop("malformed notice")
+            return False
+        if (getattr(message, "stream", None), getattr(message, "incarnation", None)) != self._id:
+            self._drop("notice for another stream")
+            return False
+        match message:
             case Registered():
+                is_new = not self._registered
                 self._registered = True
-                if self.batch_spec is None:
-                    probe = AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=self._recipe)
-                    self._dealer.send(encode_message(probe))
-                return False
+                return is_new
             case RegisterAgain():
                 self._registered = False
                 return True
-            case Probed() as probed:
-                self._probed(probed)
+            case Probed(recipe=self._recipe):
+                self._probed(message)
                 return True
             case SamplesLost(lost=lost):
-                self._policy.lost(lost)
+                with self._changed:
+                    awaited = [loss for loss in lost if self._reassembly.awaits(loss.position)]
+                self._policy.lost(awaited)  # what has arrived after all was used as it is
                 return True
             case StreamFailed(cause=cause):
                 raise RunFailed(cause)
-            case ServiceState() as state:
-                self.state.service = state
+            case ServiceState(note=note):
+                if note and (self.state.service is None or self.state.service.note != note):
+                    self._on_trouble(note)
+                self.state.service = message
                 return False
-            case other:
-                raise RemoteProtocolError(f"{type(other).__name__} is not for a trainer")
+            case _:
+                self._drop("notice not for a trainer")
+                return False
 
     def _probed(self, probed: Probed) -> None:
         if probed.spec is None:
-            raise ConfigError(
-                Problem(
-                    file=problem.file,
-                    line=problem.line,
-                    path=problem.path,
-                    expected=problem.expected,
-                    got=problem.got,
-                    way_out=problem.way_out,
-                )
-                for problem in probed.problems
-            )
+            raise ConfigError(problem.problem() for problem in probed.problems)
         for spec in probed.spec.fields:
             field_nbytes(spec, 1)
         with self._changed:
@@ -311,14 +328,19 @@ class Receiver(threading.Thread):
                 self._pull.skip_rest()
                 self._drop("malformed")
                 continue
-            with self._changed:
-                placement = self._reassembly.place(header)
+            placement = self._placement(header)
             if isinstance(placement, Dropped):
                 self._pull.skip_rest()
                 self._drop(placement.reason)
             else:
                 self._place(header, placement, self._pull)
         return received
+
+    def _placement(self, header: SliceHeader) -> Placement | Dropped:
+        if header.quarantined != self._policy.quarantined_in(header.start, header.stop):
+            return Dropped("made before a sample of it was quarantined")
+        with self._changed:
+            return self._reassembly.place(header)
 
     def _place(self, header: SliceHeader, placement: Placement, pull: Pull) -> None:
         assert self.batch_spec is not None
@@ -341,6 +363,10 @@ class Receiver(threading.Thread):
         digests = split_digests(header)
         if [sample_digest(image) for image in tensors[0].numpy()] != digests:
             self._drop(f"wrong digest from {header.worker}")
+            self._on_trouble(f"a slice of worker {header.worker} arrived with other bytes than it was sent with")
+            self._num_wrong_digests += 1
+            if self._num_wrong_digests > MAX_WRONG_DIGESTS:
+                raise RunFailed(f"more than {MAX_WRONG_DIGESTS} slices arrived damaged\n  dropped: {self._dropped()}")
             return
         self._accept(header, placement, batch, digests, rows)
 

@@ -69,11 +69,6 @@ class BatchStream:
         """What the stream delivers; waits for the probe's answer."""
         return self._receiver.wait_for_spec(self._stall_timeout_s)
 
-    @property
-    def state(self) -> ReceiverState:
-        """Counters of what has arrived."""
-        return self._receiver.state
-
     def __iter__(self) -> Iterator[Batch]:
         while (raw := self.next_raw()) is not None:
             yield self._finished(raw)

@@ -46,7 +46,8 @@ class CompiledChain:
 
         The result is C-contiguous (H,W,C), float32 where the transforms made float64, and may be the input array
         itself; the input is never written to.
-        Raises SampleError naming the transform that failed; MemoryError passes through.
+        Raises SampleError naming the transform that failed; MemoryError and OSError, which another worker might not
+        meet, pass through.
         """
         self._reset(seed, epoch, offset, attempt)
         # Each transform is called directly: Compose would add a draw and 3 µs of checks that don't apply here.
@@ -58,7 +59,7 @@ class CompiledChain:
             if image.dtype == np.float64:  # from Normalize's modes per image: no model wants the second half
                 image = image.astype(np.float32)
             return np.ascontiguousarray(image if image.ndim == 3 else image[:, :, np.newaxis])
-        except MemoryError:
+        except (MemoryError, OSError):
             raise
         except Exception as error:
             if getattr(error, "code", None) == _OUT_OF_MEMORY_CODE:

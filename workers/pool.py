@@ -8,7 +8,9 @@ The pool itself never imports albumentations and never makes a slice.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import multiprocessing
 import os
 import signal
@@ -30,8 +32,15 @@ from workers.worker_process import WorkerConfig, run_worker
 LOOK_S = 0.25
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 10.0
 END_GRACE_S = 1.0
+GOODBYE_S = 0.2
+"""Waited at the end until the dispatcher, if there still is one, was told; sending takes a millisecond."""
+MAX_LOOK_GAP_S = 4 * LOOK_S
+"""Between two looks; after more, the pool itself was stopped (SIGSTOP, a suspended machine), and so were its workers'
+clocks, as far as it can tell."""
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that say nothing about the sample in work."""
+FORK_SERVER_LOST = 255
+"""What multiprocessing reports for a worker whose fork server was killed, and it with it."""
 MAX_TRACE_FRAMES = 3
 _MAKER = os.path.join("workers", "produce.py")
 """The file all samples are made in, as it ends in a traceback's frames."""
@@ -74,9 +83,14 @@ class Pool:
     members: dict[str, _Member] = field(default_factory=dict)
     backoff_s: float = 0.0
     start_after_s: float = 0.0
+    last_look_s: float = math.inf
 
     def look(self, now_s: float) -> None:
         """Bring the pool to its size; call often."""
+        if now_s - self.last_look_s > MAX_LOOK_GAP_S:
+            for member in self.members.values():
+                member.counter_since_s = now_s
+        self.last_look_s = now_s
         for name, member in list(self.members.items()):
             if member.process.exitcode is not None:
                 self._bury(name, member, now_s)
@@ -86,7 +100,7 @@ class Pool:
             self._start()
 
     def end(self) -> None:
-        """Stop every worker; those that don't end in time are killed."""
+        """Stop every worker, and say so; those that don't end in time are killed."""
         for member in self.members.values():
             member.process.terminate()
         deadline_s = time.monotonic() + END_GRACE_S
@@ -95,6 +109,12 @@ class Pool:
             if member.process.exitcode is None:
                 member.process.kill()
                 member.process.join()
+        # Unsaid, the dispatcher would wait for them, and in the end blame the slices they held.
+        for name in self.members:
+            self.dealer.send(
+                encode_message(WorkerDied(worker=name, cause="its pool ended", by_itself=False, in_peace=True))
+            )
+        self.dealer.close_when_sent(GOODBYE_S)
 
     def _start(self) -> None:
         name = f"worker-{uuid.uuid4().hex[:8]}"
@@ -108,8 +128,10 @@ class Pool:
             trace_path=self.config.directory / f"{name}.trace",
         )
         process = _forkserver.Process(target=run_worker, args=(config,), name=name, daemon=True)
-        process.start()
+        # Before the worker: one that dies at once must read as idle, not as at work on position 0.
         progress = ProgressSlot(config.progress_path)
+        progress.start()
+        process.start()
         self.members[name] = _Member(process, config, progress, counter_since_s=time.monotonic())
         self.poller.add(process.sentinel)
         log.info("action=start worker=%s pid=%s", name, process.pid)
@@ -121,7 +143,7 @@ class Pool:
         message = WorkerDied(
             worker=name,
             cause=cause,
-            by_itself=member.hung or (exitcode != 0 and -(exitcode or 0) not in OUTSIDE_SIGNALS),
+            by_itself=member.hung or not _ended_from_outside(exitcode),
             stream=last.stream,
             incarnation=last.incarnation,
             position=last.position,
@@ -146,8 +168,9 @@ class Pool:
             member.hung = True
             pid = member.process.pid
             assert pid is not None
-            os.kill(pid, signal.SIGUSR1)  # writes the Python frames
-            time.sleep(0.1)
+            with contextlib.suppress(ProcessLookupError):  # it may just have died
+                os.kill(pid, signal.SIGUSR1)  # writes the Python frames
+                time.sleep(0.1)
             member.process.kill()
 
 
@@ -155,7 +178,7 @@ def run_pool(config: PoolConfig, lifeline_fd: int | None = None) -> None:
     """Keep the pool's workers alive until the lifeline's other end is closed, or for ever without one."""
     os.environ.update(worker_environment())
     os.environ["TMPDIR"] = str(config.directory)  # the fork server's socket goes with the directory
-    _forkserver.set_forkserver_preload(["workers.worker"])
+    _forkserver.set_forkserver_preload(["workers.preload"])
     context = Context()
     poller = Poller()
     pool = Pool(config, context.dealer(config.connect, f"pool-{uuid.uuid4().hex[:8]}"), poller)
@@ -171,9 +194,15 @@ def run_pool(config: PoolConfig, lifeline_fd: int | None = None) -> None:
         context.close()
 
 
+def _ended_from_outside(exitcode: int | None) -> bool:
+    return exitcode in (0, FORK_SERVER_LOST, *(-number for number in OUTSIDE_SIGNALS))
+
+
 def _cause(exitcode: int | None, member: _Member, hang_s: float) -> str:
     if member.hung:
         what = f"hung: no progress for {hang_s:g} s"
+    elif exitcode == FORK_SERVER_LOST:
+        what = "killed with its fork server, or ended with exit code 255"
     elif exitcode is not None and exitcode < 0:
         what = f"killed by {signal.Signals(-exitcode).name}"
     else:

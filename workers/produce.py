@@ -99,6 +99,7 @@ class Producer:
             fields=batch_spec.fields,
             sample_ids=tuple(sample_ids),
             digests=bytes(digests),
+            quarantined=lease.quarantined,
             bad=tuple(bad),
             read_s=self._read_s,
             make_s=time.perf_counter() - started_s - self._read_s,

@@ -22,7 +22,7 @@ from pipeline.sources import open_source
 from pipeline.sources.protocol import Source
 from pipeline.user_code import load_module, plugin_name
 from workers.chain import CompiledChain, compile_chain
-from workers.produce import Producer, StreamIsBroken
+from workers.produce import Producer, ReadFailed, StreamIsBroken
 from workers.progress import ProgressSlot
 
 StreamId = tuple[str, int]
@@ -47,6 +47,7 @@ class OpenStreams:
         self._streams: dict[StreamId, OpenStream] = {}
         self._recipes: dict[StreamId, dict[str, Recipe]] = {}
         self._producers: dict[StreamId, Producer] = {}
+        self._probed: dict[tuple[StreamId, str], BatchSpec] = {}
         self._chains: dict[str, CompiledChain] = {}
 
     def open(self, message: OpenStream) -> None:
@@ -60,6 +61,11 @@ class OpenStreams:
         self._streams.pop(stream, None)
         self._recipes.pop(stream, None)
         self._producers.pop(stream, None)
+        self._probed = {key: spec for key, spec in self._probed.items() if key[0] != stream}
+
+    def is_open(self, stream: StreamId) -> bool:
+        """False for a stream whose OpenStream never came, or that was closed."""
+        return stream in self._streams
 
     def endpoint(self, lease: Lease) -> str | None:
         """Where the slices of a lease go; None if its stream is closed."""
@@ -71,22 +77,29 @@ class OpenStreams:
         return {opened.spec.endpoint for opened in self._streams.values()}
 
     def make(self, lease: Lease) -> tuple[SliceHeader, list[NDArray[np.generic]]]:
-        """The slice of a lease."""
+        """The slice of a lease; ReadFailed if this worker can't read or allocate what it takes, now."""
         stream = (lease.stream, lease.incarnation)
         spec = self._streams[stream].batch_specs[lease.recipe]
-        return self._producer(stream).make(lease, *self._chain(stream, lease.recipe), spec)
+        try:
+            return self._producer(stream).make(lease, *self._chain(stream, lease.recipe), spec)
+        except (OSError, MemoryError) as error:
+            raise ReadFailed(lease.start, str(error) or type(error).__name__) from error
 
     def probe(self, stream: StreamId, digest: str, skip: Container[int] = ()) -> BatchSpec | tuple[Location, ...]:
-        """What the recipe delivers, or why it is refused."""
+        """What the recipe delivers, or why it is refused; a probe that is repeated is answered from memory."""
+        if (known := self._probed.get((stream, digest))) is not None:
+            return known
         try:
-            return self._producer(stream).probe(stream, *self._chain(stream, digest), skip)
+            spec = self._producer(stream).probe(stream, *self._chain(stream, digest), skip)
+            self._probed[stream, digest] = spec
+            return spec
         except ConfigError as error:
-            return tuple(_location(problem) for problem in error.problems)
+            return tuple(Location.of(problem) for problem in error.problems)
         except StreamIsBroken as error:
             chain = self._recipes[stream][digest].chain
             expected = "a chain that delivers one shape and dtype for every sample"
             problem = Problem(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=str(error))
-            return (_location(problem),)
+            return (Location.of(problem),)
 
     def _chain(self, stream: StreamId, digest: str) -> tuple[CompiledChain, Decode]:
         recipe = self._recipes[stream][digest]
@@ -123,14 +136,3 @@ class OpenStreams:
         if name not in self._sources:
             self._sources[name] = open_source(self._source_configs[name], fingerprint)
         return self._sources[name]
-
-
-def _location(problem: Problem) -> Location:
-    return Location(
-        file=problem.file,
-        line=problem.line,
-        path=problem.path,
-        expected=problem.expected,
-        got=problem.got,
-        way_out=problem.way_out,
-    )

@@ -15,6 +15,7 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -22,6 +23,7 @@ import traceback
 from pipeline.errors import HeadraceError, RemoteProtocolError
 from pipeline.messages import (
     AnyMessage,
+    AskStream,
     CloseStream,
     Granted,
     Join,
@@ -30,6 +32,7 @@ from pipeline.messages import (
     OpenStream,
     Probe,
     ProbeAnswer,
+    ProbeFailed,
     Refused,
     SliceFailed,
     StreamBroken,
@@ -46,6 +49,7 @@ from workers.streams import OpenStreams
 from workers.worker_process import WorkerConfig
 
 BEAT_S = 1.0
+EXIT_BROKEN = 1
 EXIT_REFUSED = 3
 
 log = logging.getLogger("headrace.worker")
@@ -54,15 +58,18 @@ log = logging.getLogger("headrace.worker")
 class Control(threading.Thread):
     """Talks with the dispatcher: joins, beats, hands work to the main thread through `inbox`."""
 
-    def __init__(self, config: WorkerConfig, context: Context) -> None:
+    def __init__(self, config: WorkerConfig, context: Context, fingerprint: str) -> None:
         super().__init__(name="control", daemon=True)
+        self.worker = config.name
         self.inbox: queue.SimpleQueue[OpenStream | CloseStream | Lease | Probe] = queue.SimpleQueue()
-        self._config = config
+        self._sources = tuple(config.sources)
+        self._fingerprint = fingerprint
         self._dealer = context.dealer(config.connect, config.name)
         self._waker = Waker()
         self._outbox: queue.SimpleQueue[AnyMessage] = queue.SimpleQueue()
         self._lock = threading.Lock()
-        self._holding: list[int] = []
+        self._holding: list[Lease] = []
+        """Compared by identity: after JoinAgain a void lease in the inbox may have the number of a new one."""
         self._received = 0
         self._number = 0
 
@@ -71,21 +78,31 @@ class Control(threading.Thread):
         self._outbox.put(message)
         self._waker.wake()
 
-    def let_go(self, lease: Lease) -> bool:
-        """The lease is done with, and the dispatcher is told; False if it was void already."""
+    def ask_stream(self, stream: str, incarnation: int, lease: int = 0) -> None:
+        """The stream of a lease or probe was never opened here: have it opened, and give the lease back."""
+        self.say(AskStream(worker=self.worker, stream=stream, incarnation=incarnation, lease=lease))
+
+    def let_go(self, lease: Lease) -> None:
+        """The lease is done with, and the dispatcher is told; harmless if it was void already."""
         with self._lock:
-            held = lease.number in self._holding
-            if held:
-                self._holding.remove(lease.number)
+            self._holding = [held for held in self._holding if held is not lease]
         self._waker.wake()
-        return held
 
     def holds(self, lease: Lease) -> bool:
         """False once the lease is void."""
         with self._lock:
-            return lease.number in self._holding
+            return any(held is lease for held in self._holding)
 
     def run(self) -> None:
+        try:
+            self._talk()
+        except BaseException:
+            # Without this thread the worker would be deaf and dumb for ever; its pool reports the exit and replaces it.
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(EXIT_BROKEN)
+
+    def _talk(self) -> None:
         poller = Poller()
         poller.add(self._dealer)
         poller.add(self._waker.read_fd)
@@ -106,22 +123,22 @@ class Control(threading.Thread):
         self._dealer.send(
             encode_message(
                 Join(
-                    worker=self._config.name,
+                    worker=self.worker,
                     host=socket.gethostname(),
                     pid=os.getpid(),
-                    fingerprint=fingerprint(),
-                    sources=tuple(self._config.sources),
+                    fingerprint=self._fingerprint,
+                    sources=self._sources,
                 )
             )
         )
 
     def _beat(self) -> None:
         with self._lock:
-            holding = tuple(self._holding)
+            holding = tuple(lease.number for lease in self._holding)
         self._number += 1
         self._dealer.send(
             encode_message(
-                WorkerBeat(worker=self._config.name, number=self._number, received=self._received, holding=holding)
+                WorkerBeat(worker=self.worker, number=self._number, received=self._received, holding=holding)
             )
         )
 
@@ -134,7 +151,7 @@ class Control(threading.Thread):
         match message:
             case Granted(lease=lease):
                 with self._lock:
-                    self._holding.append(lease.number)
+                    self._holding.append(lease)
                 self._received = max(self._received, lease.number)
                 self.inbox.put(lease)
             case OpenStream() | CloseStream() | Probe():
@@ -163,10 +180,9 @@ def run(config: WorkerConfig) -> None:
     faulthandler.enable(trace)
     faulthandler.register(signal.SIGUSR1, trace)
     progress = ProgressSlot(config.progress_path)
-    progress.start()
     streams = OpenStreams(config.sources, config.plugins, config.base, config.name, progress)
     context = Context()
-    control = Control(config, context)
+    control = Control(config, context, fingerprint())
     control.start()
     gc.freeze()  # what was imported lives as long as the process
     sockets: dict[str, Push] = {}
@@ -189,6 +205,8 @@ def _handle(
             streams.close((item.stream, item.incarnation))
             for endpoint in set(sockets) - streams.endpoints():
                 sockets.pop(endpoint).close()
+        case Probe() if not streams.is_open((item.stream, item.incarnation)):
+            control.ask_stream(item.stream, item.incarnation)
         case Probe():
             answer = _guarded_probe(item, streams, control)
             progress.end_slice(delivered=False)
@@ -197,7 +215,10 @@ def _handle(
         case Lease():
             delivered = False
             data_endpoint = streams.endpoint(item)
-            if control.holds(item) and data_endpoint is not None:
+            if data_endpoint is None:
+                if control.holds(item):
+                    control.ask_stream(item.stream, item.incarnation, item.number)
+            elif control.holds(item):
                 if data_endpoint not in sockets:
                     sockets[data_endpoint] = context.push(data_endpoint)
                 delivered = _make_and_send(item, control, streams, sockets[data_endpoint])
@@ -206,11 +227,10 @@ def _handle(
 
 
 def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: Push) -> bool:
-    name = control._config.name
     try:
         header, arrays = streams.make(lease)
     except ReadFailed as error:
-        control.say(SliceFailed(worker=name, lease=lease.number, position=error.position, cause=str(error)))
+        control.say(SliceFailed(worker=control.worker, lease=lease.number, position=error.position, cause=str(error)))
     except Exception as error:
         cause = str(error) if isinstance(error, HeadraceError) else "".join(traceback.format_exception(error))
         control.say(StreamBroken(stream=lease.stream, incarnation=lease.incarnation, cause=cause))
@@ -219,15 +239,23 @@ def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: P
     return False
 
 
-def _guarded_probe(probe: Probe, streams: OpenStreams, control: Control) -> ProbeAnswer | None:
+def _guarded_probe(probe: Probe, streams: OpenStreams, control: Control) -> ProbeAnswer | ProbeFailed | None:
     try:
         outcome = streams.probe((probe.stream, probe.incarnation), probe.recipe, probe.skip)
+    except (OSError, MemoryError) as error:
+        return ProbeFailed(
+            worker=control.worker,
+            stream=probe.stream,
+            incarnation=probe.incarnation,
+            recipe=probe.recipe,
+            cause=str(error) or type(error).__name__,
+        )
     except Exception as error:
         cause = str(error) if isinstance(error, HeadraceError) else "".join(traceback.format_exception(error))
         control.say(StreamBroken(stream=probe.stream, incarnation=probe.incarnation, cause=cause))
         return None
     return ProbeAnswer(
-        worker=control._config.name,
+        worker=control.worker,
         stream=probe.stream,
         incarnation=probe.incarnation,
         recipe=probe.recipe,

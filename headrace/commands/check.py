@@ -2,7 +2,8 @@
 
 In:  job and chain files, plug-in modules for the chain files.
 Out: `ok FILE (job|chain, digest)` a good file on stdout, every problem of the others on stderr; exit 2 if any.
-Never reads a source: what the data themselves need is found when the job starts.
+Opens the job's sources (which indexes them, as the job would), but decodes no image: what a chain makes of them is
+probed when the job starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import typer
 
 from pipeline.config import examine_job, is_job_file, load_chain
 from pipeline.errors import EXIT_USER_INPUT, ConfigError
+from pipeline.plan import open_job_source, require_equal_classes
 from pipeline.recipe import Recipe
+from pipeline.sources import Source
 from pipeline.user_code import load_module, plugin_name, source_digest
 
 
@@ -63,9 +66,20 @@ def _check_one(file: Path, plugins: list[str]) -> str:
             compile_chain(recipe, modules)
         except ConfigError as error:
             problems.extend(problem for problem in error.problems if problem not in problems)
+    if examined.config is None:
+        raise ConfigError(problems)
+    sources: dict[str, Source] = {}
+    for name in examined.config.sources:
+        try:
+            sources[name] = open_job_source(examined.config, str(file), examined.source_lines.get(name, 0), name)
+        except ConfigError as error:
+            problems.extend(error.problems)
     if problems:
         raise ConfigError(problems)
-    return "job, " + ", ".join(f"{name} {recipe.digest}" for name, recipe in recipes.items())
+    require_equal_classes(examined.config, str(file), sources.__getitem__)
+    counts = [f"{name}: {len(source)} samples, {len(source.classes)} classes" for name, source in sources.items()]
+    parts = [f"{name} {recipe.digest}" for name, recipe in recipes.items()]
+    return ", ".join(["job", *parts, *counts])
 
 
 def _load_plugins(references: list[str] | tuple[str, ...], folder: Path) -> dict[str, ModuleType]:

@@ -18,8 +18,8 @@ def pipeline(
 
     if lifeline is not None:
         end_with(lifeline, runtime_dir)
-    from pipeline.dispatcher import serve
     from pipeline.runtime_dir import RuntimeDir
+    from pipeline.serve import serve
 
     held = RuntimeDir(runtime_dir) if runtime_dir else None
     try:

@@ -139,7 +139,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     table.add_row("run folder", str(summary.run_folder))
     console.print(table)
     console.print("Load the model:", highlight=False)
-    load = f'from trainer.checkpoint import load_model; model = load_model("{summary.checkpoint}")'
+    load = f'from headrace import load_model; model = load_model("{summary.checkpoint}")'
     console.print(f"  {load}", soft_wrap=True, highlight=False, markup=False)
 
 

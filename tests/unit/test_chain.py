@@ -300,6 +300,8 @@ class Dim(ImageOnlyTransform):
     def apply(self, img, **params):
         if self.shift == 9:
             raise MemoryError
+        if self.shift == 8:
+            raise FileNotFoundError("no table on this machine")
         return img >> self.shift
 
 class Fails(ImageOnlyTransform):
@@ -344,9 +346,13 @@ def test_a_failing_transform_is_named_with_its_path(plugin: ModuleType) -> None:
         with_plugin(plugin, node).apply(image(), 1, 0, 0)
 
 
-def test_running_out_of_memory_is_not_the_samples_fault(plugin: ModuleType) -> None:
-    with pytest.raises(MemoryError):
-        with_plugin(plugin, ChainNode(name="Dim", params={"shift": 9})).apply(image(), 1, 0, 0)
+@pytest.mark.parametrize(("shift", "error"), [(9, MemoryError), (8, FileNotFoundError)])
+def test_what_may_fail_on_one_worker_alone_is_not_the_samples_fault(
+    plugin: ModuleType, shift: int, error: type[Exception]
+) -> None:
+    """A substitute for it would make bytes that depend on the worker."""
+    with pytest.raises(error):
+        with_plugin(plugin, ChainNode(name="Dim", params={"shift": shift})).apply(image(), 1, 0, 0)
 
 
 def test_a_worker_never_imports_torch() -> None:

@@ -32,7 +32,10 @@ def test_good_files_are_named_with_their_kind_and_digest(tmp_path: Path) -> None
     code, printed, wrong = run(job, chain)
     digest = load_job(job).train.digest
     assert (code, wrong) == (0, "")
-    assert printed.splitlines() == [f"ok {job} (job, recipe {digest})", f"ok {chain} (chain, recipe {digest})"]
+    assert printed.splitlines() == [
+        f"ok {job} (job, recipe {digest}, digits: 1797 samples, 10 classes)",
+        f"ok {chain} (chain, recipe {digest})",
+    ]
 
 
 def test_every_error_of_every_file_is_printed_and_the_exit_code_is_2(tmp_path: Path) -> None:

@@ -77,6 +77,19 @@ def refused(service: Service) -> Iterator[None]:
     assert (service.dispatcher.num_refused_messages, str(service.sent)) == (before + 1, sent)
 
 
+@contextmanager
+def refused_with_an_answer(service: Service, peer: str) -> Iterator[None]:
+    """The message inside is dropped and counted, and its sender alone hears why."""
+    before, known = service.dispatcher.num_refused_messages, set(service.leases.streams)
+    sent = {name: len(messages) for name, messages in service.sent.items()}
+    yield
+    assert (service.dispatcher.num_refused_messages, set(service.leases.streams)) == (before + 1, known)
+    (answer,) = service.sent[peer.encode()][sent.pop(peer.encode(), 0) :]
+    assert isinstance(answer, m.StreamFailed)
+    assert "refused" in answer.cause
+    assert {name: len(messages) for name, messages in service.sent.items() if name in sent} == sent
+
+
 def test_a_worker_is_told_what_a_stream_is_before_its_first_lease() -> None:
     """Its inbox is a queue: a lease of an unknown stream could not be made."""
     service = Service()
@@ -107,20 +120,175 @@ def test_a_probe_is_asked_of_a_worker_and_its_answer_reaches_the_trainer() -> No
     assert service.sent_to("w2", m.OpenStream)[0].batch_specs == {RECIPE.digest: BATCH_SPEC}
 
 
-def test_a_probe_outlives_two_deaths_and_is_refused_at_the_third() -> None:
-    """One worker may die by chance; a chain that kills each that tries it is the chain's fault."""
+def probed_while_dying(cause: str, *, by_itself: bool) -> tuple[int, m.Probed]:
+    """How many workers died of a probe until it was refused, and the refusal."""
     service = Service()
     service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
-    for number in range(3):
-        assert service.sent_to("s#1", m.Probed) == []
+    for number in range(10):
         service.hears(f"w{number}", join(f"w{number}"))
         assert len(service.sent_to(f"w{number}", m.Probe)) == 1
-        service.hears("pool", m.WorkerDied(worker=f"w{number}", cause="killed by SIGSEGV", by_itself=True))
+        service.hears("pool", m.WorkerDied(worker=f"w{number}", cause=cause, by_itself=by_itself))
+        if refusals := service.sent_to("s#1", m.Probed):
+            return number + 1, refusals[0]
+    raise AssertionError("never refused")
+
+
+def test_a_probe_is_refused_after_two_crashes_or_five_kills_from_outside() -> None:
+    """One worker may die by chance, and who is killed from outside says little about the chain: as for slices."""
+    for cause, by_itself, num_deaths in (("killed by SIGSEGV", True, 2), ("killed by SIGKILL", False, 5)):
+        num_died, probed = probed_while_dying(cause, by_itself=by_itself)
+        assert (num_died, probed.spec) == (num_deaths, None)
+        assert cause in probed.problems[0].got
+
+
+def test_a_probe_whose_question_or_answer_was_lost_is_repeated_until_the_trainer_knows() -> None:
+    """Each of AskProbe, Probe, ProbeAnswer and Probed may be lost once; the stream must not wait for ever."""
+    service = Service()
+    ask = m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest)
+    service.hears("s#1", register(window=0), ask)
+    service.hears("w1", join("w1"))
+    for number in range(6):
+        service.hears("s#1", ask)
+        service.hears("w1", m.WorkerBeat(worker="w1", number=number + 1, received=0, holding=()))
+        service.ticks_for(1.0)
+    assert len(service.sent_to("w1", m.Probe)) == 2, "not with each beat: a slow probe would queue up"
+
+    answer = m.ProbeAnswer(worker="w1", stream="s", incarnation=1, recipe=RECIPE.digest, spec=BATCH_SPEC)
+    service.hears("w1", answer)
+    service.hears("s#1", ask)
+
+    assert [probed.spec for probed in service.sent_to("s#1", m.Probed)] == [BATCH_SPEC] * 2
+    assert len(service.sent_to("w1", m.Probe)) == 2, "the second answer came from memory"
+
+
+def test_a_worker_that_never_heard_of_a_stream_is_told_again_and_its_lease_is_given_out_at_once() -> None:
+    """Else one lost OpenStream makes it skip every lease of the stream for ever."""
+    service = Service()
+    service.hears("s#1", register(window=1))
+    service.hears("w1", join("w1"))
+    before = len(service.sent[b"w1"])
+    service.hears("w1", m.WorkerBeat(worker="w1", number=1, received=2, holding=(2,)))
+    assert service.sent[b"w1"][before:] == []
+    service.hears("w1", m.AskStream(worker="w1", stream="s", incarnation=1, lease=1))
+
+    opened, granted = service.sent[b"w1"][before:]
+
+    assert isinstance(opened, m.OpenStream)
+    assert isinstance(granted, m.Granted)
+    assert (granted.lease.number, granted.lease.start) == (3, 0)
+
+
+def test_a_worker_that_was_to_probe_a_stream_it_never_heard_of_is_asked_again() -> None:
+    """The lost OpenStream may have stood before a probe as well."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("w1", join("w1"), m.AskStream(worker="w1", stream="s", incarnation=1))
+
+    kinds = [type(message) for message in service.sent[b"w1"]]
+
+    assert kinds == [m.OpenStream, m.Probe] * 2
+
+
+@pytest.mark.parametrize(
+    "end",
+    [m.WorkerDied(worker="w1", cause="killed by SIGKILL", by_itself=False), None],
+)
+def test_workers_of_the_past_are_forgotten(end: m.WorkerDied | None) -> None:
+    """Jobs run for days and workers come and go, by death or in silence: a name for each would add up."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    (stream,) = service.dispatcher._streams.values()
+    assert set(stream.opened) == {"w1"}
+    if end is None:
+        service.ticks_for(12.0)
+    else:
+        service.hears("pool", end)
+    assert stream.opened == {}
+
+
+def test_other_bytes_are_refused_in_the_middle_of_a_stream_also_when_no_worker_is_left() -> None:
+    """All workers may be replaced by an upgrade while the job runs: the rest of the stream would differ."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    service.hears("pool", m.WorkerDied(worker="w1", cause="killed by SIGKILL", by_itself=False))
+    service.hears("w2", join("w2", "numpy 1, probe 0000"))
+    assert len(service.sent_to("w2", m.Refused)) == 1
+
+    service.hears("s#1", m.StreamGoodbye(stream="s", incarnation=1))
+    service.hears("w3", join("w3", "numpy 1, probe 0000"))
+    assert set(service.leases.workers) == {"w3"}, "with the stream ends what it binds"
+
+
+def test_a_stream_that_nobody_has_worked_on_binds_nobody() -> None:
+    """Workers that came and went before it say nothing about its bytes."""
+    service = Service()
+    service.hears("w1", join("w1"))
+    service.hears("pool", m.WorkerDied(worker="w1", cause="killed by SIGKILL", by_itself=False))
+    service.hears("s#1", register())
+    service.hears("w2", join("w2", "numpy 1, probe 0000"))
+    assert set(service.leases.workers) == {"w2"}
+
+
+def test_why_a_worker_was_refused_is_not_hidden_by_how_it_ended() -> None:
+    """A refused worker ends by itself, and its pool reports `exit code 3`, which helps nobody."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"))
+    service.hears("w2", join("w2", "numpy 1, probe 0000"))
+    service.hears("pool", m.WorkerDied(worker="w2", cause="ended with exit code 3", by_itself=True))
+    service.ticks_for(1.0)
+    assert "was refused" in service.sent_to("s#1", m.ServiceState)[-1].note
+
+    service.hears("pool", m.WorkerDied(worker="w3", cause="ended with exit code 1", by_itself=True))
+    service.ticks_for(1.0)
+    assert "exit code 1" in service.sent_to("s#1", m.ServiceState)[-1].note, "it died before it could join"
+
+
+def test_a_registration_of_an_older_incarnation_evicts_nobody_and_is_answered() -> None:
+    """It is late, or of a trainer that does not know that it was replaced; the two would evict each other for ever."""
+    service = Service()
+    service.hears("s#5", register(incarnation=5))
+    service.hears("s#1", register(incarnation=1))
+    assert set(service.leases.streams) == {("s", 5)}
+    assert "started later" in service.sent_to("s#1", m.StreamFailed)[0].cause
+    assert service.sent_to("s#5", m.StreamFailed) == []
+
+
+def test_a_probe_that_could_not_read_is_asked_of_another_worker_and_refused_after_three() -> None:
+    """A stale file handle on one machine is neither the chain's fault nor the end of the job."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("w1", join("w1"))
+    service.hears("w2", join("w2"))
+    failed = m.ProbeFailed(worker="w1", stream="s", incarnation=1, recipe=RECIPE.digest, cause="stale file handle")
+    service.hears("w1", failed, failed)
+    service.ticks_for(0.25)
+    assert len(service.sent_to("w2", m.Probe)) == 1
+
+    service.hears("w2", msgspec.structs.replace(failed, worker="w2"))
+    service.ticks_for(0.25)
+    assert service.sent_to("s#1", m.Probed) == []
+    service.hears("w1", failed)
 
     (probed,) = service.sent_to("s#1", m.Probed)
-
     assert probed.spec is None
-    assert "SIGSEGV" in probed.problems[0].got
+    assert "stale file handle" in probed.problems[0].got
+    assert set(service.leases.workers) == {"w1", "w2"}
+
+
+def test_workers_that_their_pool_ended_are_to_blame_for_nothing() -> None:
+    """Pools come and go while a job runs: what their workers held is leased again at once, as if never before."""
+    service = Service()
+    service.hears("s#1", register())
+    for number in range(10):
+        service.hears(f"w{number}", join(f"w{number}"))
+        starts = [granted.lease.start for granted in service.sent_to(f"w{number}", m.Granted)]
+        assert starts == [0, 4]
+        service.hears("pool", m.WorkerDied(worker=f"w{number}", cause="its pool ended", by_itself=False, in_peace=True))
+    assert service.leases.workers == {}
+    assert service.sent_to("s#1", m.SamplesLost) == []
 
 
 def test_a_worker_whose_bytes_would_differ_is_refused_while_others_live() -> None:
@@ -165,7 +333,7 @@ def test_a_peer_can_not_speak_for_another_worker() -> None:
     service = Service()
     service.hears("w1", join("w1"))
     with refused(service):
-        service.hears("w2", m.Leave(worker="w1"))
+        service.hears("w2", m.WorkerBeat(worker="w1", number=1, received=0, holding=()))
     assert set(service.leases.workers) == {"w1"}
 
 
@@ -183,18 +351,25 @@ def test_a_peer_can_not_speak_for_another_worker() -> None:
         register(
             spec=spec(timeline=(TimelineEntry(start=0, step=0, recipe="r", batch_size=2**62),), num_samples=2**62)
         ),
-        m.Registered(stream="s", incarnation=1),
     ],
 )
 def test_numbers_that_can_not_be_served_are_refused(message: m.AnyMessage) -> None:
-    """A few bytes must not cost the service its memory: it cuts the whole window into slices."""
+    """A few bytes must not cost the service its memory, which cuts the whole window into slices; and a trainer that is
+    not told would wait for half a minute and then blame silence."""
     service = Service()
-    with refused(service):
+    with refused_with_an_answer(service, "s#1"):
         service.hears("s#1", message)
     service.hears("s#1", register())
     for wrong in (beat(1, window=2**62), beat(1, window=-1), beat(1, head_step=-5), beat(1, head_step=10)):
-        with refused(service):
+        with refused_with_an_answer(service, "s#1"):
             service.hears("s#1", wrong)
+
+
+def test_a_message_that_is_not_for_a_dispatcher_is_refused() -> None:
+    """Only the dispatcher itself says that a stream is registered."""
+    service = Service()
+    with refused(service):
+        service.hears("s#1", m.Registered(stream="s", incarnation=1))
 
 
 def test_a_failed_read_of_a_sample_that_was_not_leased_changes_nothing() -> None:
@@ -238,12 +413,13 @@ SAID = st.one_of(
     st.builds(m.StreamGoodbye, **HERE),
     st.builds(m.WorkerBeat, worker=NAMES, number=SMALL, received=SMALL, holding=st.lists(SMALL, max_size=3).map(tuple)),
     st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, cause=st.just("I/O error")),
+    st.builds(m.AskStream, worker=NAMES, **HERE, lease=SMALL),
     st.builds(m.StreamBroken, **HERE, cause=st.just("shape")),
     st.builds(
         m.ProbeAnswer, worker=NAMES, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"]),
         spec=st.sampled_from([None, BATCH_SPEC]),
     ),
-    st.builds(m.Leave, worker=NAMES),
+    st.builds(m.ProbeFailed, worker=NAMES, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"]), cause=st.just("")),
     st.builds(
         m.WorkerDied, worker=NAMES, cause=st.just("SIGSEGV"), by_itself=st.booleans(), **HERE,
         position=st.integers(-2, 70),

@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 from pipeline.recipe import Finish
 from trainer import finish as finish_module
-from trainer.finish import Finisher, finish_images
+from trainer.finish import Finisher
 
 RGB = Finish(scale=(0.0171, 0.0175, 0.0174), shift=(-2.118, -2.036, -1.804), channels_first=True)
 CPU = torch.device("cpu")
+
+
+def finish_images(images_NHWC: torch.Tensor, finish: Finish) -> torch.Tensor:
+    return Finisher(finish, torch.device("cpu"))(images_NHWC)
 
 
 def random_images(shape_NHWC: tuple[int, ...], dtype: str, seed: int = 0) -> np.ndarray:

@@ -69,7 +69,7 @@ def test_files_stay_small() -> None:
     ("modules", "unwanted"),
     [
         (
-            ["headrace.commands.pipeline", "pipeline.dispatcher", "pipeline.runtime_dir"],
+            ["headrace.commands.pipeline", "pipeline.serve", "pipeline.runtime_dir"],
             {"torch", "albumentations", "cv2"},
         ),
         (["headrace.commands.workers", "workers.pool"], {"torch", "trainer", "albumentations", "cv2"}),

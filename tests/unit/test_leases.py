@@ -78,6 +78,10 @@ def ranges(actions: list[Action]) -> list[tuple[str, int, int]]:
     num_workers=st.integers(1, 4),
     drop=st.sampled_from([0.0, 0.05, 0.3]),
     kill=st.sampled_from([0.0, 0.02]),
+    silence=st.sampled_from([0.0, 0.005]),
+    restart=st.sampled_from([0.0, 0.01]),
+    flaky=st.sampled_from([0.0, 0.1]),
+    bad=st.integers(0, 3),
     last_batch=st.sampled_from(["keep", "wrap"]),
 )
 def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
@@ -89,14 +93,26 @@ def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorder
     num_workers: int,
     drop: float,
     kill: float,
+    silence: float,
+    restart: float,
+    flaky: float,
+    bad: int,
     last_batch: LastBatch,
 ) -> None:
-    """Exactly once, in order, inside the window, and always to the end while one worker lives."""
-    plan = timeline(num_samples, batch_size, epochs=2, last_batch=last_batch)
-    system = LossySystem(plan, window, slice_size, random.Random(seed), drop=drop, kill=kill)
+    """Exactly once, in order, inside the window, and always to the end while one worker lives, whatever else happens:
+    workers condemned and back again, dispatchers that start anew, reads that fail for a time or for ever. What was
+    quarantined is what was used: a replay substitutes the same samples."""
+    plan, coin = timeline(num_samples, batch_size, epochs=2, last_batch=last_batch), random.Random(seed)
+    unreadable = frozenset(coin.sample(range(2 * num_samples), min(bad, num_samples)))
+    system = LossySystem(
+        plan, window, slice_size, coin, drop=drop, kill=kill, silence=silence, restart=restart,
+        unreadable=unreadable, flaky=flaky,
+    )  # fmt: skip
     system.run(num_workers, max_s=3000.0)
     assert list(range(2 * num_samples)) == sorted(system.placed)
     assert list(range(plan.num_steps)) == system.taken
+    assert system.quarantined == {position: attempt for position, attempt in system.placed_attempt.items() if attempt}
+    assert unreadable <= set(system.quarantined)
 
 
 def test_work_is_shared_and_bounded_by_the_window() -> None:
@@ -206,6 +222,48 @@ def test_a_lease_whose_slice_never_arrives_is_leased_again() -> None:
     assert [] == ranges(leases.step(Ticked(), 2.5))
     assert [] == ranges(leases.step(Ticked(), 3.5)), "the trainer is silent: perhaps it has the slice"
     assert [("a", 0, 8)] == ranges(leases.step(beaten(1, window=1), 3.6) + leases.step(Ticked(), 3.7))
+
+
+def test_a_worker_that_forgot_its_leases_does_not_keep_them() -> None:
+    """It was asked to join again and began anew, and its Join was lost: nobody else would make those slices."""
+    leases = Leases(resend_s=2.0)
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    leases.step(WorkerBeaten(worker="a", number=1, received=1, holding=(1,)), 0.1)
+    leases.step(WorkerBeaten(worker="a", number=2, received=0, holding=()), 0.2)
+    assert [("a", 0, 8)] == ranges(leases.step(beaten(1, window=1), 2.5) + leases.step(Ticked(), 2.6))
+
+
+def test_a_slice_of_which_a_part_has_arrived_is_leased_without_it() -> None:
+    """The dispatcher before had cut it smaller; a slice that holds what the trainer has would be dropped for ever."""
+    leases = Leases(resend_s=2.0)
+    leases.step(joined("a"), 0.0)
+    granted = ranges(leases.step(registered(window=1, slice_size=8, arrived=0b00011100), 0.0))
+    assert [("a", 0, 2), ("a", 5, 8)] == granted
+    leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
+    again = leases.step(beaten(1, arrived=0b10011101, window=1), 2.5) + leases.step(Ticked(), 2.6)
+    assert [("a", 1, 2), ("a", 5, 7)] == ranges(again), "also when the part arrives while it is leased"
+
+
+def test_an_older_incarnation_evicts_nobody() -> None:
+    """Its registration was late on the way."""
+    leases = Leases()
+    leases.step(registered(incarnation=5), 0.0)
+    leases.step(registered(incarnation=1), 0.1)
+    assert {("s", 5)} == set(leases.streams)
+
+
+def test_a_lost_position_that_arrives_after_all_is_lost_no_more() -> None:
+    """A copy made before may be late; a trainer that has it would not decide, and would be asked for ever."""
+    leases = Leases()
+    leases.step(registered(window=1, slice_size=1), 0.0)
+    for number in range(2):
+        leases.step(joined(f"w{number}"), 0.0)
+        gone = WorkerGone(worker=f"w{number}", cause="SIGSEGV", blame=True, by_itself=True, at=(("s", 1), 0))
+        actions = leases.step(gone, 0.1)
+    assert [0] == [lost.position for action in actions if isinstance(action, ReportLost) for lost in action.lost]
+    leases.step(beaten(1, arrived=0b1, window=1), 0.2)
+    assert [] == leases.step(Ticked(), 0.3)
 
 
 def test_a_new_incarnation_voids_the_old() -> None:

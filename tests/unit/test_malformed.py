@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -193,6 +194,17 @@ def textual_mutants(name: str, tree: Any) -> Iterator[Mutant]:
             yield f"{name}: {key.decode()} twice (line {index + 1})", b"\n".join([*lines[: index + 1], *lines[index:]])
 
 
+SOURCE = """
+class Nothing:
+    fingerprint, classes = "0" * 64, ("a", "b")
+    def __len__(self): return 1
+    def read(self, index): raise OSError("not read by a check")
+    def describe(self, index): return "nothing"
+
+def make():
+    return Nothing()
+"""
+
 MUTANTS: list[Mutant] = [
     mutant
     for name, tree in GOOD.items()
@@ -203,7 +215,13 @@ MUTANTS: list[Mutant] = [
 
 @pytest.fixture(name="folder")
 def _folder(tmp_path: Path) -> Path:
-    (tmp_path / "mine.py").write_text("def make():\n    return None\n")
+    (tmp_path / "mine.py").write_text(SOURCE)
+    for digit in range(10):  # the classes of `digits`; a check indexes files and decodes none
+        (tmp_path / "data" / "train" / str(digit)).mkdir(parents=True)
+        (tmp_path / "data" / "train" / str(digit) / "0.jpg").write_bytes(b"not decoded")
+    (tmp_path / "a.csv").write_text("file,class\ndata/train/0/0.jpg,a\n")
+    np.save(tmp_path / "x.npy", np.zeros((2, 4, 4, 3), np.uint8))
+    np.save(tmp_path / "y.npy", np.zeros(2, np.int64))
     return tmp_path
 
 

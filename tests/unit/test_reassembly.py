@@ -111,6 +111,8 @@ def test_every_batch_is_taken_once_in_order_and_the_bitmap_tells_what_is_here(
             here |= set(range(start, stop))
         head = timeline.batch(reassembly.head_step)
         assert int.from_bytes(reassembly.arrived(), "little") == sum(1 << (position - head.start) for position in here)
+        awaited = {position for position in range(60) if reassembly.awaits(position)}
+        assert awaited == {place for step in in_window for place in range(*timeline.batch(step)[1:3])} - here
         assert reassembly.is_complete(head.step) == (set(range(head.start, head.stop)) <= here)
         if reassembly.is_complete(head.step) and coin.random() < 0.5:
             assert reassembly.take_head() == head

@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -108,6 +110,35 @@ def test_a_full_disk_is_told_and_leaves_no_half_line(tmp_path, monkeypatch):
     lines.append({"step": 2})
     lines.close()
     assert [line["step"] for line in read_lines(path)] == [0, 2]
+
+
+def test_a_failed_write_in_one_thread_cuts_no_line_of_another(tmp_path, monkeypatch):
+    """The training loop and the receivers write into one journal; a disk may fill up at any moment."""
+    path = tmp_path / "some.jsonl"
+    lines = JsonLines(path, attempt=1, is_synced=False)
+    real = os.write
+
+    def write(descriptor, line):
+        written = real(descriptor, line[:5] if b"fails" in line else line)
+        time.sleep(0)  # lets other threads run, as a slow disk does
+        return written
+
+    monkeypatch.setattr(os, "write", write)
+
+    def append(thread):
+        for number in range(200):
+            if number % 2:
+                lines.append({"who": thread, "number": number})
+            else:
+                with pytest.raises(RunFailed, match="the disk is full"):
+                    lines.append({"fails": 1})
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(append, range(4)))
+    monkeypatch.undo()
+    lines.close()
+    kept = sorted((line["who"], line["number"]) for line in read_lines(path))
+    assert kept == [(thread, number) for thread in range(4) for number in range(1, 200, 2)]
 
 
 def test_a_file_that_does_not_exist_has_no_lines(tmp_path):

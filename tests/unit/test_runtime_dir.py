@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,20 @@ def test_jobs_that_start_at_once_do_not_remove_each_others_directories(runtime: 
 
     with ThreadPoolExecutor(8) as starters:
         assert all(starters.map(start, range(500)))
+
+
+def test_a_directory_whose_maker_died_before_it_could_lock_it_is_removed_when_it_is_old(runtime: Path) -> None:
+    """Killed between its making and its locking, it has no lock file that could be free; a new one is being made."""
+    RuntimeDir.create().remove()
+    old, new = runtime / "headrace" / "0dd1", runtime / "headrace" / "0dd2"
+    for path in (old, new):
+        path.mkdir(mode=0o700)
+    an_hour_ago_s = time.time() - 3600
+    os.utime(old, (an_hour_ago_s, an_hour_ago_s))
+
+    RuntimeDir.create().remove()
+
+    assert list((runtime / "headrace").iterdir()) == [new]
 
 
 def test_removing_twice_and_by_several_is_harmless(runtime: Path) -> None:

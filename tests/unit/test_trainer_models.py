@@ -9,9 +9,11 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.job import ModelSection
+from pipeline.user_code import load_attribute
 from trainer.activations import ACTIVATIONS
+from trainer.checkpoint import weights_sha256
 from trainer.initialization import INIT_LAWS, initialize
-from trainer.models import build_model
+from trainer.models import build_model, check_output
 
 BUILT_IN = ("mlp", "cnn", "resnet")
 
@@ -19,35 +21,33 @@ BUILT_IN = ("mlp", "cnn", "resnet")
 @pytest.mark.parametrize("kind", BUILT_IN)
 @pytest.mark.parametrize("depth", [1, 2, 5])
 @pytest.mark.parametrize("input_shape_CHW", [(1, 8, 8), (3, 13, 30)])
-def test_a_built_in_model_maps_any_image_to_a_logit_per_class(kind, depth, input_shape_CHW, tmp_path):
-    model = build_model(ModelSection(kind=kind, depth=depth, width=4), input_shape_CHW, 7, tmp_path)
+def test_a_built_in_model_maps_any_image_to_a_logit_per_class(kind, depth, input_shape_CHW):
+    model = build_model(ModelSection(kind=kind, depth=depth, width=4), input_shape_CHW, 7)
     assert model(torch.zeros(2, *input_shape_CHW)).shape == (2, 7)
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
-def test_every_parameter_of_a_built_in_model_gets_a_gradient(kind, tmp_path):
+def test_every_parameter_of_a_built_in_model_gets_a_gradient(kind):
     torch.manual_seed(0)
-    model = build_model(ModelSection(kind=kind, width=8), (3, 16, 16), 5, tmp_path)
+    model = build_model(ModelSection(kind=kind, width=8), (3, 16, 16), 5)
     nn.functional.cross_entropy(model(torch.randn(16, 3, 16, 16)), torch.arange(16) % 5).backward()
     assert [name for name, each in model.named_parameters() if each.grad is None or not each.grad.any()] == []
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
-def test_equal_seeds_give_equal_weights(kind, tmp_path):
+def test_equal_seeds_give_equal_weights(kind):
     def weights(seed):
         torch.manual_seed(seed)
-        return torch.cat(
-            [p.flatten() for p in build_model(ModelSection(kind=kind), (3, 8, 8), 5, tmp_path).parameters()]
-        )
+        return torch.cat([p.flatten() for p in build_model(ModelSection(kind=kind), (3, 8, 8), 5).parameters()])
 
     assert torch.equal(weights(1), weights(1))
     assert not torch.equal(weights(1), weights(2))
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
-def test_every_activation_of_a_job_can_be_built_and_trained(kind, tmp_path):
+def test_every_activation_of_a_job_can_be_built_and_trained(kind):
     for name in ModelSection.model_fields["activation"].annotation.__args__:
-        model = build_model(ModelSection(kind=kind, width=4, activation=name), (1, 8, 8), 3, tmp_path)
+        model = build_model(ModelSection(kind=kind, width=4, activation=name), (1, 8, 8), 3)
         model(torch.randn(4, 1, 8, 8)).sum().backward()
 
 
@@ -146,7 +146,7 @@ def make_frozen(input_shape, num_classes):
 def test_a_users_factory_is_called_with_shape_classes_and_options_and_keeps_its_weights(tmp_path):
     (tmp_path / "mine.py").write_text(FACTORY)
     section = ModelSection(kind="factory", factory="mine.py:make", options={"hidden": 6}, init="zeros")
-    model = build_model(section, (3, 4, 4), 5, tmp_path)
+    model = build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
     assert model(torch.zeros(2, 3, 4, 4)).shape == (2, 5)
     assert torch.equal(torch.full((5, 6), 0.25), model[2].weight)
 
@@ -154,5 +154,27 @@ def test_a_users_factory_is_called_with_shape_classes_and_options_and_keeps_its_
 @pytest.mark.parametrize(("name", "got"), [("make_text", "'a model'"), ("make_frozen", "a module with none (Flatten)")])
 def test_a_factory_that_gives_nothing_to_train_is_refused(name, got, tmp_path):
     (tmp_path / "mine.py").write_text(FACTORY)
+    section = ModelSection(kind="factory", factory=f"mine.py:{name}")
     with pytest.raises(ConfigError, match=re.escape(got)):
-        build_model(ModelSection(kind="factory", factory=f"mine.py:{name}"), (3, 4, 4), 5, tmp_path)
+        build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
+
+
+def test_an_option_that_the_factory_does_not_take_is_the_users_error(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    section = ModelSection(kind="factory", factory="mine.py:make", options={"hiden": 6})
+    with pytest.raises(ConfigError, match="unexpected keyword argument 'hiden'"):
+        build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
+
+
+def test_a_model_of_another_shape_is_refused_and_a_right_one_is_left_as_it_was():
+    section = ModelSection(kind="factory", factory="mine.py:make")
+    with pytest.raises(ConfigError, match=r"shape \(2, 4\)"):
+        check_output(nn.Sequential(nn.Flatten(), nn.Linear(48, 4)), section, (3, 4, 4), 5)
+    with pytest.raises(ConfigError, match="cannot be multiplied"):
+        check_output(nn.Sequential(nn.Flatten(), nn.Linear(47, 5)), section, (3, 4, 4), 5)
+    good = nn.Sequential(nn.BatchNorm2d(3), nn.Dropout(), nn.Flatten(), nn.Linear(48, 5))
+    weights, numbers = weights_sha256(good), torch.random.get_rng_state()
+    check_output(good, section, (3, 4, 4), 5)
+    assert weights == weights_sha256(good)
+    assert torch.equal(numbers, torch.random.get_rng_state())
+    assert good.training

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,15 +11,6 @@ import pytest
 import pipeline.user_code
 from pipeline.errors import ConfigError, Problem
 from pipeline.user_code import PRIVATE_PREFIX, load_attribute, load_module, source_digest
-
-
-@pytest.fixture(autouse=True)
-def _same_imports_afterwards() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
-    yield
-    sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        del sys.modules[name]
 
 
 def only_problem(error: ConfigError) -> Problem:

@@ -243,7 +243,7 @@ def test_a_header_that_contradicts_itself_is_refused(changes: dict[str, typing.A
 
 def test_another_version_and_an_oversized_frame_are_refused_unread() -> None:
     """A peer of another version is told from garbage; a frame above the limit is not even looked at."""
-    frame = encode_message(messages.Leave(worker="w"))
+    frame = encode_message(messages.JoinAgain(worker="w"))
     with pytest.raises(RemoteProtocolError, match="version"):
         decode_message(bytes([messages.PROTOCOL_VERSION + 1]) + frame[1:])
     with pytest.raises(RemoteProtocolError, match="version"):

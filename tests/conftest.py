@@ -1,0 +1,20 @@
+"""What every test starts from: users' code that an earlier test loaded is forgotten."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _users_code_is_forgotten(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Loading users' code appends their folder to sys.path and keeps their modules, as it should in a real process."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+    written_by_tests = str(tmp_path_factory.getbasetemp())
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(written_by_tests):
+            del sys.modules[name]
