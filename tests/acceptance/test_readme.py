@@ -79,7 +79,7 @@ def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None
     lines = _printed_by("headrace digest", printed).splitlines()
     assert 6 == len(lines)
     assert lines[:3] == lines[3:]
-    assert 10 == _printed_by("from headrace import Stream", printed).count("torch.Size([64, 3, 64, 64])")
+    assert 10 == _printed_by("print(batch.step", printed).count("torch.Size([64, 3, 64, 64])")
 
 
 def test_every_exempt_block_says_why() -> None:
