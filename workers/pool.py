@@ -27,7 +27,8 @@ from pipeline.transport import Context, Dealer, Poller
 from pipeline.wire import encode_message
 from workers.environment import worker_environment
 from workers.progress import IDLE, ProgressSlot
-from workers.worker_process import WorkerConfig, run_worker
+from workers.worker_config import WorkerConfig
+from workers.worker_process import run_worker
 
 LOOK_S = 0.25
 FIRST_BACKOFF_S, MAX_BACKOFF_S = 0.1, 10.0

@@ -46,7 +46,7 @@ from workers.fingerprint import fingerprint
 from workers.produce import ReadFailed
 from workers.progress import ProgressSlot
 from workers.streams import OpenStreams
-from workers.worker_process import WorkerConfig
+from workers.worker_config import WorkerConfig
 
 BEAT_S = 1.0
 EXIT_BROKEN = 1

@@ -1,4 +1,4 @@
-"""A worker process, as its pool sees it: what it must know, and how it begins.
+"""A worker process, as its pool sees it: how it begins.
 
 In:  a pool's `WorkerConfig`.
 Out: a process that works until its pool ends it.
@@ -8,26 +8,7 @@ weigh 100 MB more, for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-
-from pipeline.job import SourceConfig
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerConfig:
-    """All a worker process needs to know."""
-
-    name: str
-    connect: str
-    sources: Mapping[str, SourceConfig]
-    plugins: tuple[str, ...]
-    base: Path
-    """The folder that plug-in names are relative to."""
-    progress_path: Path
-    trace_path: Path
-    """Where the Python frames of a crash or hang are written."""
+from workers.worker_config import WorkerConfig
 
 
 def run_worker(config: WorkerConfig) -> None:

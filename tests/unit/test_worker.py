@@ -19,7 +19,7 @@ from workers import streams as streams_module
 from workers.produce import ReadFailed
 from workers.streams import OpenStreams
 from workers.worker import Control, _guarded_probe
-from workers.worker_process import WorkerConfig
+from workers.worker_config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPE = Recipe(chain=Chain(file="chain.yaml", nodes=()))
@@ -117,7 +117,7 @@ DEAF = """
 import sys, threading
 from pathlib import Path
 from workers.worker import Control
-from workers.worker_process import WorkerConfig
+from workers.worker_config import WorkerConfig
 
 class Wire:
     def dealer(self, endpoint, identity):
