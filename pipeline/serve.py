@@ -8,7 +8,6 @@ Never reads a message: `pipeline/dispatcher.py` does.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 from pipeline.dispatcher import Dispatcher
 from pipeline.leases import Leases
@@ -18,7 +17,7 @@ from pipeline.wire import encode_message
 TICK_S = 0.25
 
 
-def serve(endpoint: str, *, lifeline_fd: int | None = None, on_ready: Callable[[], None] = lambda: None) -> None:
+def serve(endpoint: str, *, lifeline_fd: int | None = None) -> None:
     """Dispatch until the lifeline's other end is closed, or for ever without one."""
     context = Context()
     try:
@@ -28,7 +27,6 @@ def serve(endpoint: str, *, lifeline_fd: int | None = None, on_ready: Callable[[
         poller.add(router)
         if lifeline_fd is not None:
             poller.add(lifeline_fd)
-        on_ready()
         next_tick_s = time.monotonic() + TICK_S
         while True:
             ready = poller.wait(next_tick_s - time.monotonic())
