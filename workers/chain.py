@@ -11,18 +11,33 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from pipeline.errors import ConfigError, Problem, SampleError
 from pipeline.recipe import ChainNode, Finish, Recipe
 from workers.chain_build import ChainBuilder
+from workers.chain_canvas import Canvas
+from workers.chain_direct import direct_call
 from workers.chain_library import COMPOSITIONS, TO_TENSOR, known_transforms
 from workers.randomness import SampleRandomness
 
 _OUT_OF_MEMORY_CODE = -4
 """OpenCV's StsNoMem: it raises cv2.error where Python would raise MemoryError."""
+
+
+class TopDown(Protocol):
+    """An image of which no more rows need be decoded than are looked at."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H,W,C) of the whole image."""
+        ...
+
+    def top(self, num_rows: int) -> np.ndarray:
+        """The whole image's first rows; SampleError if they can't be decoded."""
+        ...
 
 
 class CompiledChain:
@@ -35,46 +50,78 @@ class CompiledChain:
         """Channels of the images it is made for: 3 (rgb) or 1 (gray)."""
         self._transforms = transforms
         self._paths = paths
+        self._calls = [(transform, direct_call(transform)) for transform in transforms]
+        self._canvas = Canvas()
         randomness = SampleRandomness()
         # One pair for all: were each node seeded alike, their draws would be the same numbers.
         for transform in transforms:
             transform.set_random_state(randomness.generator, randomness.python)
         self._reset = randomness.reset
 
-    def apply(self, image_HWC: np.ndarray, seed: int, epoch: int, offset: int, attempt: int = 0) -> np.ndarray:
+    def apply(
+        self,
+        image_HWC: np.ndarray | TopDown,
+        seed: int,
+        epoch: int,
+        offset: int,
+        attempt: int = 0,
+        out_HWC: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Equal images and coordinates give equal bytes, whatever was made before.
 
-        The result is C-contiguous (H,W,C), float32 where the transforms made float64, and may be the input array
-        itself; the input is never written to.
-        Raises SampleError naming the transform that failed; MemoryError and OSError, which another worker might not
-        meet, pass through.
+        The result is C-contiguous (H,W,C), float32 where the transforms made float64. It may be the input array
+        itself, which is never written to, or `out_HWC`, which may be written to and is the result only if it fits.
+        Raises SampleError naming the transform that failed, or why the image can't be decoded; MemoryError and
+        OSError, which another worker might not meet, pass through.
         """
         self._reset(seed, epoch, offset, attempt)
-        # Each transform is called directly: Compose would add a draw and 3 µs of checks that don't apply here.
-        data = {"image": image_HWC}
+        self._canvas.renew(out_HWC)
+        transform: Any = None
+        image: Any = image_HWC
+        others: dict[str, Any] = {}
         try:
-            for transform in self._transforms:
-                data = transform(**data)
-            image = data["image"]
+            if not isinstance(image, np.ndarray) and not self._begins_with_crop:
+                image = image.top(image.shape[0])
+            # Each transform is called directly: Compose would add a draw and 3 µs of checks that don't apply here.
+            for transform, direct in self._calls:
+                if direct is None or others:
+                    others = transform(image=image, **others)
+                    image = others.pop("image")
+                    continue
+                params = direct.draw(image)
+                if not isinstance(image, np.ndarray):
+                    image = image.top(direct.num_rows(params, image.shape[0]))
+                if params is not None:
+                    image = direct.paint(image, params, self._canvas)
             if image.dtype == np.float64:  # from Normalize's modes per image: no model wants the second half
                 image = image.astype(np.float32)
             return np.ascontiguousarray(image if image.ndim == 3 else image[:, :, np.newaxis])
         except (MemoryError, OSError):
             raise
         except Exception as error:
+            if isinstance(error, SampleError) and not isinstance(image, np.ndarray):
+                raise  # it failed before it was an array
             if getattr(error, "code", None) == _OUT_OF_MEMORY_CODE:
                 raise MemoryError(str(error)) from error
-            raise SampleError(self._describe_failure(error, image_HWC)) from error
+            raise SampleError(self._describe_failure(error, transform, image_HWC)) from error
+        finally:
+            self._canvas.renew(None)  # else it would keep the caller's array alive
 
-    def _describe_failure(self, error: Exception, image_HWC: np.ndarray) -> str:
+    @property
+    def _begins_with_crop(self) -> bool:
+        direct = self._calls[0][1] if self._calls else None
+        return direct is not None and direct.is_crop
+
+    def _describe_failure(self, error: Exception, transform: Any, image_HWC: np.ndarray | TopDown) -> str:
         """The innermost transform on the traceback, by its path (which ends in its class name)."""
-        path = "the chain"
+        path = self._paths.get(id(transform), "the chain")
         trace = error.__traceback__
         while trace is not None:
             path = self._paths.get(id(trace.tb_frame.f_locals.get("self")), path)
             trace = trace.tb_next
         text = " ".join(str(error).split())
-        return f"{path} failed on an image {image_HWC.shape} {image_HWC.dtype}: {type(error).__name__}: {text}"
+        dtype = image_HWC.dtype if isinstance(image_HWC, np.ndarray) else np.dtype(np.uint8)
+        return f"{path} failed on an image {image_HWC.shape} {dtype}: {type(error).__name__}: {text}"
 
 
 def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = None) -> CompiledChain:

@@ -4,6 +4,7 @@ In:  the bytes of a JPEG, PNG or WebP file, or an array HW or HWC (sources `arra
      recipe's `Decode` settings.
 Out: a fresh, contiguous array (H, W, 3) RGB or (H, W, 1) grey, uint8 or uint16, EXIF orientation applied.
      What can't become one is a `SampleError` with the reason: a function of the bytes alone (law 1).
+     Most JPEGs can also be decoded from the top down to a row (`opened`): the work is the rows', not the file's.
 Never reads a file, never resizes, never writes to the terminal.
 
 Colour: grey is repeated, alpha dropped, palettes expanded, CMYK converted (as Adobe stores it); RGB to grey is
@@ -17,16 +18,61 @@ import ctypes
 import functools
 import os
 import platform
+import struct
 
 import cv2
 import numpy as np
 
 from pipeline.errors import SampleError
 from pipeline.recipe import Decode
-from workers.image_header import read_header
+from workers.image_header import Header, read_header
 
 _NARROW = ((np.arange(65536, dtype=np.uint32) + 128) // 257).astype(np.uint8)
 """uint16 -> the nearest uint8 of the full range."""
+
+_ROWS_BELOW = 8
+"""Smoothing colours over the rows of an MCU reaches the next sample of colour, which covers four rows at most."""
+
+
+class JpegRows:
+    """A JPEG that is decoded from the top down, no further than need be: `top(n)` is `decode(...)[:n]`.
+
+    Damage below the rows that are asked for goes unnoticed.
+    """
+
+    __slots__ = ("_data", "_header", "_settings", "shape")
+
+    def __init__(self, data: bytes, header: Header, settings: Decode) -> None:
+        self._data = data
+        self._header = header
+        self._settings = settings
+        self.shape = (header.height, header.width, 3 if settings.color == "rgb" else 1)
+        """(H, W, C) of the whole image."""
+
+    def top(self, num_rows: int) -> np.ndarray:
+        """The first `num_rows` rows; what makes the file no image is a SampleError."""
+        data: bytes | bytearray = self._data
+        header = self._header
+        num_decoded = min(num_rows + _ROWS_BELOW, header.height)
+        if num_decoded < header.height:
+            # The decoder believes the header: it stops after this many rows, and skips the data that is left.
+            data = bytearray(data)
+            struct.pack_into(">H", data, header.height_at, num_decoded)
+        image = _finished(_decode_file(data, header, self._settings), self._settings)
+        if image.shape[:2] != (num_decoded, header.width):
+            raise SampleError(f"JPEG: another size inside than the {header.width}x{header.height} pixels of the header")
+        return image[:num_rows]
+
+
+def opened(data: bytes | np.ndarray, settings: Decode) -> np.ndarray | JpegRows:
+    """The decoded image, or what it takes to decode its first rows only; errors are those of `decode`."""
+    if isinstance(data, np.ndarray):
+        return _finished(_checked_array(data, settings.max_pixels), settings)
+    header = read_header(data, settings.max_pixels)
+    # libjpeg tells C's stderr of the data it skips.
+    if header.height_at and _silence_codecs():
+        return JpegRows(data, header, settings)
+    return _finished(_decode_file(data, header, settings), settings)
 
 
 def decode(data: bytes | np.ndarray, settings: Decode) -> np.ndarray:
@@ -34,17 +80,19 @@ def decode(data: bytes | np.ndarray, settings: Decode) -> np.ndarray:
 
     MemoryError passes through: that is no property of the sample.
     """
-    max_pixels = settings.max_pixels
-    image = _checked_array(data, max_pixels) if isinstance(data, np.ndarray) else _decode_file(data, settings)
+    image = opened(data, settings)
+    return image if isinstance(image, np.ndarray) else image.top(image.shape[0])
+
+
+def _finished(image: np.ndarray, settings: Decode) -> np.ndarray:
     image = _to_rgb(image) if settings.color == "rgb" else _to_gray(image)
     if settings.depth == 8:
         return image if image.dtype == np.uint8 else _NARROW[image]
     return image if image.dtype == np.uint16 else image.astype(np.uint16) * np.uint16(257)
 
 
-def _decode_file(data: bytes, settings: Decode) -> np.ndarray:
+def _decode_file(data: bytes | bytearray, header: Header, settings: Decode) -> np.ndarray:
     """(H, W, 3) RGB or (H, W) grey, at the depth the file has."""
-    header = read_header(data, settings.max_pixels)
     _silence_codecs()
     if header.kind == "JPEG" and settings.color == "gray":
         flags = cv2.IMREAD_GRAYSCALE  # the luma plane as stored: no colour conversion at all
@@ -93,8 +141,8 @@ def _to_gray(image: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _silence_codecs() -> None:
-    """libjpeg, libpng and OpenCV write nothing to the terminal from the first decode on.
+def _silence_codecs() -> bool:
+    """libjpeg, libpng and OpenCV write nothing to the terminal from the first decode on; False if they still may.
 
     libjpeg and libpng print to C's `stderr` and offer no switch from here. In the GNU C library that is a variable
     which programs may set ("Standard Streams" in its manual), so it gets a stream to the null device: no cost a
@@ -103,9 +151,10 @@ def _silence_codecs() -> None:
     """
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     if platform.libc_ver()[0] != "glibc":
-        return
+        return False
     libc = ctypes.CDLL(None)
     libc.fopen.restype = ctypes.c_void_p
     null_stream = libc.fopen(os.devnull.encode(), b"w")
     if null_stream:
         ctypes.c_void_p.in_dll(libc, "stderr").value = null_stream
+    return bool(null_stream)

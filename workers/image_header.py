@@ -23,6 +23,11 @@ _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # colour type -> values a pixel
 # Markers that start a frame and carry the size: SOF0..SOF15 without DHT (c4), JPG (c8) and DAC (cc).
 _FRAME_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_SEQUENTIAL_MARKERS = frozenset([0xC0, 0xC1])
+_APP1, _START_OF_SCAN = 0xE1, 0xDA
+_ORIENTATION_TAG = 0x0112
+# What may stand between a frame and its scan: tables, restart interval, APPn, comment.
+_PLAIN_SEGMENTS = frozenset([0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE])
 _MARKERS_WITHOUT_LENGTH = frozenset(range(0xD0, 0xD8)) | {0x01}
 _OTHER_KINDS = (
     (b"GIF8", "a GIF file"),
@@ -41,6 +46,8 @@ class Header(NamedTuple):
     height: int
     bits: int
     """Bits a channel: 16 for a 16-bit PNG, else 8 (smaller depths decode to 8)."""
+    height_at: int = 0
+    """Where a JPEG's height stands, if its pixels are stored row by row in the order they are shown; else 0."""
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
@@ -78,6 +85,7 @@ def _read_jpeg(data: bytes) -> Header:
     """Walks the markers up to the frame header, then wants the end marker: OpenCV may fill in what is missing."""
     nbytes = len(data)
     at = 2
+    is_upright = True
     while at + 9 <= nbytes:
         if data[at] != 0xFF:
             at = data.find(b"\xff", at)  # stray bytes between segments: libjpeg skips them too
@@ -93,7 +101,8 @@ def _read_jpeg(data: bytes) -> Header:
                 raise SampleError(f"JPEG: cut short, no end marker in {nbytes} bytes")
             if width * height > nbytes * JPEG_PIXELS_PER_BYTE:
                 raise SampleError(f"JPEG: {nbytes} bytes can't hold the {width}x{height} pixels of the header")
-            return Header("JPEG", width, height, 8)
+            is_in_rows = is_upright and marker in _SEQUENTIAL_MARKERS and _is_one_scan(data, at)
+            return Header("JPEG", width, height, 8, at + 5 if is_in_rows else 0)
         if marker in (0xD9, 0xDA):
             break
         if marker == 0xFF:
@@ -101,8 +110,46 @@ def _read_jpeg(data: bytes) -> Header:
         elif marker in _MARKERS_WITHOUT_LENGTH:
             at += 2
         else:
+            is_upright = is_upright and (marker != _APP1 or not _may_turn(data, at))
             at += 2 + max(2, (data[at + 2] << 8) | data[at + 3])
     raise SampleError(f"JPEG: no frame header in {nbytes} bytes")
+
+
+def _is_one_scan(data: bytes, frame_at: int) -> bool:
+    """Whether the scan after this frame header holds all channels, grey or three; with EXIF between, it says no."""
+    if frame_at + 9 >= len(data):
+        return False
+    num_channels = data[frame_at + 9]
+    at = frame_at + 2 + ((data[frame_at + 2] << 8) | data[frame_at + 3])
+    while at + 5 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == _START_OF_SCAN:
+            return num_channels in (1, 3) and data[at + 4] == num_channels
+        if marker == _APP1 or marker not in _PLAIN_SEGMENTS:
+            return False
+        at += 2 + ((data[at + 2] << 8) | data[at + 3])
+    return False
+
+
+def _may_turn(data: bytes, segment_at: int) -> bool:
+    """Whether this APP1 segment is anything but XMP, or EXIF that can be followed and has no orientation but 1."""
+    body = data[segment_at + 4 : segment_at + 2 + ((data[segment_at + 2] << 8) | data[segment_at + 3])]
+    if body.startswith(b"http://ns.adobe.com/"):
+        return False
+    order = {b"Exif\0\0II*\0": "<", b"Exif\0\0MM\0*": ">"}.get(body[:10])
+    if order is None:
+        return True  # OpenCV isn't strict about these bytes
+    tiff = body[6:]
+    try:
+        (directory,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (num_entries,) = struct.unpack_from(f"{order}H", tiff, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * num_entries, 12):
+            tag, orientation = struct.unpack_from(f"{order}H6xH", tiff, entry)
+            if tag == _ORIENTATION_TAG and orientation != 1:
+                return True
+    except struct.error:
+        return True
+    return False
 
 
 def _read_png(data: bytes) -> Header:
