@@ -1,48 +1,26 @@
-"""Every message of the control and data sockets, as typed records.
+"""Every message between trainers, the dispatcher and workers, as typed records.
 
-In and out: nothing; `pipeline/wire.py` spells them as bytes. A field may be added with a default; anything else
-raises PROTOCOL_VERSION. A lost, repeated or old message costs time at most:
+In and out: nothing; `pipeline/wire.py` spells them as bytes. A record with a field its reader does not know is
+refused, so once a version is released any change here raises PROTOCOL_VERSION. A lost, repeated or old message costs
+time at most:
 - beats are cumulative, and who is not known answers them with a Join or a Register;
-- what needs an answer (Register, AskProbe, Probe, SamplesLost) is sent again until it has one;
+- what needs an answer (Register, AskProbe, Probe, SamplesLost, what an operator asks) is sent again until it has one;
 - a lost Granted, SliceFailed or StreamBroken shows in the beats as a slice that never arrived, and is leased again;
 - a lost OpenStream is asked for (AskStream) by the worker that meets the stream next;
 - a lost StreamFailed is sent again when the same slice or registration fails again;
-- for a lost Leave, WorkerDied or StreamGoodbye, silence speaks; for a lost CloseStream, the worker's end.
+- Leaving is sent again until Dismissed comes;
+- for a lost WorkerDied, the next PoolBeat speaks; for a lost StreamGoodbye, silence; for a lost CloseStream, the
+  worker's end.
 """
 
 from __future__ import annotations
 
 import msgspec
 
-from pipeline.errors import Problem
-from pipeline.recipe import BatchSpec, FieldSpec, Recipe
+from pipeline.message import PROTOCOL_VERSION, Location, Message
+from pipeline.recipe import BatchSpec, Chain, Recipe
+from pipeline.service_messages import OperatorMessage, PoolBeat, StreamReport, ToOperator, ToPool
 from pipeline.timeline import LastBatch, TimelineEntry
-
-PROTOCOL_VERSION = 1
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):
-    """A control message; its class name is its tag on the wire."""
-
-
-class Location(msgspec.Struct, frozen=True, kw_only=True):
-    """A located error, as `pipeline.errors.Problem`, on its way to the user."""
-
-    file: str
-    line: int
-    path: str
-    expected: str
-    got: str
-    way_out: str = ""
-
-    @classmethod
-    def of(cls, problem: Problem) -> Location:
-        """The problem, ready to be sent."""
-        return cls(**{name: getattr(problem, name) for name in cls.__struct_fields__})
-
-    def problem(self) -> Problem:
-        """The problem, as it was before it was sent."""
-        return Problem(**msgspec.structs.asdict(self))
 
 
 class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,7 +36,9 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end_position: int
     slice_size: int
     recipes: tuple[Recipe, ...]
+    """All that the timeline names."""
     timeline: tuple[TimelineEntry, ...]
+    """The whole of it, from the run's first step on."""
     endpoint: str
     """Where slices go: the trainer's PULL socket, new for each incarnation."""
     rank: int = 0
@@ -78,7 +58,8 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Register(Message, frozen=True, kw_only=True):
-    """A stream's whole truth; sent at the start and whenever a dispatcher does not know the stream."""
+    """A stream's whole truth; sent at the start, when the timeline has changed, and whenever a dispatcher does not know
+    the stream. Until it is answered, no beat is sent: a beat is about a timeline both sides know."""
 
     stream: str
     incarnation: int
@@ -93,6 +74,10 @@ class Register(Message, frozen=True, kw_only=True):
     """Position -> attempt to begin with, where the attempts before it can't be made; all written to disk."""
     batch_specs: dict[str, BatchSpec] = {}
     """What earlier probes answered, by recipe digest."""
+    revision: int = 0
+    """Rises by one with each change of the timeline; a registration with a lower one than is known changes nothing."""
+    fingerprint: str = ""
+    """Of the workers that this run's earlier slices came from, "" before the first: later ones must have the same."""
 
 
 class StreamBeat(Message, frozen=True, kw_only=True):
@@ -106,6 +91,10 @@ class StreamBeat(Message, frozen=True, kw_only=True):
     arrived: bytes
     window: int
     quarantined: dict[int, int] = {}
+    revision: int = 0
+    """Of the timeline it is about; a dispatcher that knows only an older one asks to register again."""
+    report: StreamReport | None = None
+    """For `headrace status`; about once a second."""
 
 
 class AskProbe(Message, frozen=True, kw_only=True):
@@ -113,7 +102,19 @@ class AskProbe(Message, frozen=True, kw_only=True):
 
     stream: str
     incarnation: int
-    recipe: str
+    recipe: Recipe
+
+
+class OperationAnswer(Message, frozen=True, kw_only=True):
+    """What became of a SwapAsked or StopAsked; sent again whenever the operation is asked for again."""
+
+    stream: str
+    incarnation: int
+    operation: str
+    done: bool
+    text: str
+    """For the operator: what happens from which step on, or why not."""
+    problems: tuple[Location, ...] = ()
 
 
 class StreamGoodbye(Message, frozen=True, kw_only=True):
@@ -136,6 +137,8 @@ class Join(Message, frozen=True, kw_only=True):
     """Library versions and the digest of the built-in probe: equal fingerprints make equal bytes."""
     sources: tuple[str, ...]
     """Names of the sources it can open."""
+    pool: str = ""
+    """The pool that started it, "" if none did."""
     protocol_version: int = PROTOCOL_VERSION
 
 
@@ -148,6 +151,12 @@ class WorkerBeat(Message, frozen=True, kw_only=True):
     """The highest lease number seen."""
     holding: tuple[int, ...]
     """Lease numbers not yet sent to their trainer, in the order of work; the first is in hand."""
+
+
+class Leaving(Message, frozen=True, kw_only=True):
+    """The worker wants no further lease; it ends once Dismissed says that all it sent has arrived."""
+
+    worker: str
 
 
 class SliceFailed(Message, frozen=True, kw_only=True):
@@ -221,10 +230,11 @@ class WorkerDied(Message, frozen=True, kw_only=True):
 
 
 class Registered(Message, frozen=True, kw_only=True):
-    """The stream is known here."""
+    """The stream is known here, with the timeline of this revision."""
 
     stream: str
     incarnation: int
+    revision: int = 0
 
 
 class RegisterAgain(Message, frozen=True, kw_only=True):
@@ -243,6 +253,28 @@ class Probed(Message, frozen=True, kw_only=True):
     worker: str
     spec: BatchSpec | None = None
     problems: tuple[Location, ...] = ()
+    unleased_step: int = 0
+    """The first batch of which no slice was leased when this was sent: a swap from there on wastes no work."""
+
+
+class SwapAsked(Message, frozen=True, kw_only=True):
+    """An operator wants another chain; repeating an operation is harmless."""
+
+    stream: str
+    incarnation: int
+    operation: str
+    chain: Chain | None = None
+    """None: the recipe before the present one."""
+    at_step: int | None = None
+    """The boundary; None: as soon as possible."""
+
+
+class StopAsked(Message, frozen=True, kw_only=True):
+    """An operator wants the run to stop: finish the step, write a checkpoint, end."""
+
+    stream: str
+    incarnation: int
+    operation: str
 
 
 class SamplesLost(Message, frozen=True, kw_only=True):
@@ -272,6 +304,8 @@ class ServiceState(Message, frozen=True, kw_only=True):
     leased_slices: int
     note: str = ""
     """The last thing that went wrong, such as a worker's death."""
+    fingerprint: str = ""
+    """Of the workers admitted here, "" before the first."""
 
 
 # dispatcher -> worker
@@ -329,6 +363,12 @@ class JoinAgain(Message, frozen=True, kw_only=True):
     worker: str
 
 
+class Dismissed(Message, frozen=True, kw_only=True):
+    """A leaving worker's last slice has arrived; it may end."""
+
+    worker: str
+
+
 class Refused(Message, frozen=True, kw_only=True):
     """The worker can't be admitted, and why; it ends."""
 
@@ -336,48 +376,10 @@ class Refused(Message, frozen=True, kw_only=True):
     cause: str
 
 
-TrainerMessage = Register | StreamBeat | AskProbe | StreamGoodbye
-WorkerMessage = Join | WorkerBeat | SliceFailed | AskStream | StreamBroken | ProbeAnswer | ProbeFailed | WorkerDied
-ToTrainer = Registered | RegisterAgain | Probed | SamplesLost | StreamFailed | ServiceState
-ToWorker = OpenStream | CloseStream | Granted | Probe | JoinAgain | Refused
-AnyMessage = TrainerMessage | WorkerMessage | ToTrainer | ToWorker
-
-
-# the data socket
-
-
-QUARANTINED = "quarantined"
-"""The cause of a bad sample that the trainer had given up, and told of, before the slice was made."""
-
-
-class BadSample(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample that could not be decoded or transformed, and what stands in its place."""
-
-    position: int
-    index: int
-    name: str
-    cause: str
-    substitute: int
-    """Index in the source of the sample delivered instead."""
-
-
-class SliceHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The first frame of a slice; one frame a field follows, in the order of `fields`."""
-
-    stream: str
-    incarnation: int
-    worker: str
-    start: int
-    stop: int
-    recipe: str
-    fields: tuple[FieldSpec, ...]
-    sample_ids: tuple[int, ...]
-    digests: bytes
-    """16 bytes a sample."""
-    quarantined: dict[int, int] = {}
-    """As in the lease: which attempts it began with. The trainer may have quarantined more since."""
-    bad: tuple[BadSample, ...] = ()
-    read_s: float = 0.0
-    """Seconds spent reading, over the slice."""
-    make_s: float = 0.0
-    """Seconds spent decoding and transforming, over the slice."""
+TrainerMessage = Register | StreamBeat | AskProbe | StreamGoodbye | OperationAnswer
+WorkerMessage = (
+    Join | WorkerBeat | Leaving | SliceFailed | AskStream | StreamBroken | ProbeAnswer | ProbeFailed | WorkerDied
+)
+ToTrainer = Registered | RegisterAgain | Probed | SamplesLost | StreamFailed | ServiceState | SwapAsked | StopAsked
+ToWorker = OpenStream | CloseStream | Granted | Probe | JoinAgain | Dismissed | Refused
+AnyMessage = TrainerMessage | WorkerMessage | ToTrainer | ToWorker | OperatorMessage | ToOperator | PoolBeat | ToPool

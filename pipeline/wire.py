@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from pipeline.digests import SAMPLE_DIGEST_NBYTES
 from pipeline.errors import LocalProtocolError, RemoteProtocolError
-from pipeline.messages import PROTOCOL_VERSION, AnyMessage, SliceHeader
+from pipeline.message import PROTOCOL_VERSION
+from pipeline.messages import AnyMessage
 from pipeline.recipe import FieldSpec
+from pipeline.slice_header import SliceHeader
 
 MAX_MESSAGE_NBYTES = 8 << 20
 """A control message or slice header; a chain of the permitted 500 nodes takes about 100 kB."""

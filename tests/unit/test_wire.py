@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from pipeline import messages, wire
 from pipeline.digests import SAMPLE_DIGEST_NBYTES
 from pipeline.errors import LocalProtocolError, RemoteProtocolError
-from pipeline.messages import AnyMessage, SliceHeader, StreamBeat
+from pipeline.messages import AnyMessage, StreamBeat
 from pipeline.recipe import ChainNode, FieldSpec
+from pipeline.slice_header import SliceHeader
 from pipeline.wire import DTYPES, decode_header, decode_message, encode_message, encode_slice
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wire.json"
