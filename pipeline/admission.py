@@ -1,15 +1,16 @@
 """Admission: which workers a dispatcher accepts, and which registrations and beats of a trainer.
 
 In:  decoded messages, well typed but with any numbers.
-Out: why a worker is refused; a registration's `Timeline`; RemoteProtocolError for numbers that would cost unbounded
-     memory.
+Out: why a worker or a resumed run is refused; a registration's `Timeline`; RemoteProtocolError for numbers that would
+     cost unbounded memory.
 Pure. Never judges whether a stream makes sense, only whether it can be served.
 """
 
 from __future__ import annotations
 
 from pipeline.errors import RemoteProtocolError
-from pipeline.messages import PROTOCOL_VERSION, Join, Register, StreamBeat
+from pipeline.message import PROTOCOL_VERSION
+from pipeline.messages import Join, Register, StreamBeat
 from pipeline.timeline import Timeline
 from pipeline.wire import MAX_SLICE_SAMPLES
 
@@ -30,6 +31,18 @@ def worker_refusal(message: Join, fingerprint: str | None) -> str:
             "  to go on: start it with the same library versions, or end the streams that were begun with them"
         )
     return ""
+
+
+def other_fingerprint(promised: str, binding: str | None) -> str:
+    """Why a stream whose slices came from other workers can't go on with those here, "" if it can."""
+    if not promised or binding is None or promised == binding:
+        return ""
+    return (
+        "workers here would make other bytes than those that made this run so far\n"
+        f"  the run:      {promised}\n"
+        f"  workers here: {binding}\n"
+        "  to go on: start workers with the run's library versions, or begin a new run"
+    )
 
 
 def accepted_timeline(message: Register) -> Timeline:

@@ -12,6 +12,7 @@ limits below. Anchors and aliases work, but each use counts as if it were writte
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ from typing import Any
 import yaml
 
 from pipeline.config_chain import as_item, read_chain
-from pipeline.config_job import ExaminedJob, Job, job_recipes, override, read_job, source_lines
+from pipeline.config_job import ExaminedJob, Job, override, read_job, source_lines
+from pipeline.config_recipes import job_recipes
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
 from pipeline.located import Located, ProblemList, Scalar, describe, nearest
@@ -54,13 +56,18 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
     examined = examine_job(path, overrides)
     if examined.problems:
         raise ConfigError(examined.problems)
+    recipes = examined.recipes
     assert examined.config is not None
-    assert examined.train is not None
+    assert recipes.train is not None
     return Job(
         path=path,
         config=examined.config,
-        train=examined.train,
-        eval=examined.eval,
+        train=recipes.train,
+        train_file=recipes.train_file,
+        later=recipes.later,
+        eval=recipes.eval,
+        eval_file=recipes.eval_file,
+        file_digests=examined.file_digests,
         source_lines=examined.source_lines,
     )
 
@@ -76,12 +83,12 @@ def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
         root = _override(root, argument, problems)
     folder = path.resolve().parent
     config = read_job(root, folder, problems)
-    recipes, plugins = job_recipes(root, config, folder, problems, lambda file: _load_chain(file, problems))
+    digests: dict[str, str] = {}
+    recipes = job_recipes(root, config, folder, problems, lambda file: _load_chain(file, problems, digests))
     return ExaminedJob(
         config=config,
-        train=recipes.get("train"),
-        eval=recipes.get("eval"),
-        plugins=plugins,
+        recipes=recipes,
+        file_digests=digests,
         source_lines=source_lines(root),
         problems=problems.in_order(),
     )
@@ -125,9 +132,18 @@ def dump_job(config: JobConfig) -> str:
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
 
 
-def _load_chain(path: Path, problems: ProblemList) -> Chain | None:
+def content_digest(content: bytes) -> str:
+    """SHA-256 of a file's content, or of as much of it as we would read."""
+    return hashlib.sha256(content[: MAX_FILE_NBYTES + 1]).hexdigest()
+
+
+def _load_chain(path: Path, problems: ProblemList, digests: dict[str, str] | None = None) -> Chain | None:
+    """`digests`: takes the content's digest, by path, of every file that could be read."""
     try:
-        root = _read_file(path, problems)
+        content = _content(path)
+        if digests is not None:
+            digests[str(path)] = content_digest(content)
+        root = parse_yaml(content, str(path), problems)
     except ConfigError as error:
         problems.take(error)
         return None
@@ -148,9 +164,13 @@ def _override(root: Located, argument: str, problems: ProblemList) -> Located:
 
 
 def _read_file(path: Path, problems: ProblemList) -> Located:
+    return parse_yaml(_content(path), str(path), problems)
+
+
+def _content(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_NBYTES + 1)
+            return file.read(MAX_FILE_NBYTES + 1)
     except OSError as error:
         siblings = [sibling.name for sibling in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
         raise _refused(
@@ -160,7 +180,6 @@ def _read_file(path: Path, problems: ProblemList) -> Located:
             got=error.strerror or type(error).__name__,
             way_out=nearest(path.name, siblings),
         ) from error
-    return parse_yaml(content, str(path), problems)
 
 
 def parse_yaml(content: bytes, file: str, problems: ProblemList, *, has_lines: bool = True) -> Located:

@@ -1,8 +1,8 @@
-"""A job file's values become a checked JobConfig and its recipes.
+"""A job file's values become a checked JobConfig.
 
 In:  Located values of a job file, with overrides put in.
-Out: `JobConfig`, `Job`, recipes; pydantic's errors as located problems.
-Never reads YAML itself (chain files come through a function argument), never builds a chain.
+Out: `JobConfig`; pydantic's errors as located problems; `Job`, which holds the recipes of `config_recipes` as well.
+Never reads YAML itself, never builds a chain.
 
 An `eval` section is required where samples are held out: a source with `split: {part: held_out}`, or a source
 that `train` does not use. A job with one source and no such split may do without.
@@ -10,11 +10,10 @@ that `train` does not use. A job with one source and no such split may do withou
 
 from __future__ import annotations
 
-import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,14 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, to_json
 
-from pipeline.config_chain import read_chain
-from pipeline.errors import ConfigError, Problem
-from pipeline.job import DecodeSection, JobConfig
+from pipeline.config_paths import with_absolute_paths
+from pipeline.config_recipes import JobRecipes
+from pipeline.config_recipes import LaterChain as LaterChain
+from pipeline.errors import Problem
+from pipeline.job import JobConfig
 from pipeline.located import Located, ProblemList, describe, nearest
-from pipeline.recipe import Chain, Decode, Recipe
-from pipeline.user_code import plugin_name, source_digest
+from pipeline.recipe import Chain, Recipe
 
-ChainLoader = Callable[[Path], Chain | None]
-_PATH_FIELDS = ("path", "labels")
 _STREAMS = ("train", "eval")
 
 
@@ -43,20 +41,30 @@ class Job:
     config: JobConfig
     """Its fields; paths are absolute."""
     train: Recipe
+    """The recipe of the first batch."""
+    train_file: str = ""
+    """Absolute path of its chain file, "" for a list inside the job file."""
+    later: tuple[LaterChain, ...] = ()
+    """The rest of the schedule, by rising epochs above 0; empty where `train.chain` is no schedule."""
     eval: Recipe | None
+    eval_file: str = ""
+    file_digests: dict[str, str] = field(default_factory=dict)
+    """Chain file -> `content_digest` of what was read: an edit since then is news for `pipeline.watch`."""
     source_lines: dict[str, int] = field(default_factory=dict)
     """Line of each source's entry."""
+
+    def recipe_of(self, chain: Chain) -> Recipe:
+        """Another chain's recipe in this job: with its decode settings and its plug-ins."""
+        return Recipe(chain=chain, decode=self.train.decode, plugins=self.train.plugins)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExaminedJob:
-    """What could be read of a job file, right or wrong; a recipe is there if its chain could be read."""
+    """What could be read of a job file, right or wrong."""
 
     config: JobConfig | None
-    train: Recipe | None
-    eval: Recipe | None
-    plugins: tuple[str, ...]
-    """The references whose source was found, `file.py` made absolute."""
+    recipes: JobRecipes
+    file_digests: dict[str, str]
     source_lines: dict[str, int]
     problems: tuple[Problem, ...]
 
@@ -74,7 +82,7 @@ def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | 
         return None
     num_before = len(problems.problems)
     _check_streams(root, problems)
-    plain = _with_absolute_paths(root.plain(), folder)
+    plain = with_absolute_paths(root.plain(), folder)
     try:
         # From JSON, strictly: text is no number, 1 is no boolean, but a list may become a tuple and text a path.
         config = JobConfig.model_validate_json(to_json(plain), strict=True)
@@ -83,22 +91,6 @@ def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | 
             _note(details, root, problems, is_known=len(problems.problems) > num_before)
         return None
     return config
-
-
-def job_recipes(
-    root: Located, config: JobConfig | None, folder: Path, problems: ProblemList, load_chain: ChainLoader
-) -> tuple[dict[str, Recipe], tuple[str, ...]]:
-    """Stream name -> recipe, for the chains that can be read; and the plug-ins whose source was found."""
-    digests, plugins = _plugin_digests(root, folder, problems)
-    section = config.decode if config is not None else DecodeSection()
-    decode = Decode(color=section.color, depth=section.depth, max_pixels=section.max_pixels)
-    recipes: dict[str, Recipe] = {}
-    for stream in _STREAMS:
-        at = root.items[stream].items.get("chain") if stream in root.items else None
-        chain = _read_stream_chain(at, f"{stream}.chain", folder, problems, load_chain) if at is not None else None
-        if chain is not None:
-            recipes[stream] = Recipe(chain=chain, decode=decode, plugins=digests)
-    return recipes, plugins
 
 
 def override(root: Located, dotted: str, value: Located, problems: ProblemList, above: str = "") -> Located:
@@ -136,90 +128,6 @@ def _check_streams(root: Located, problems: ProblemList) -> None:
             expected = f"an `eval` section, since {name} {why}"
             problems.add(source, "eval", expected=expected, got="none", way_out=way_out, line=source.key_line)
             return
-
-
-def _with_absolute_paths(plain: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A copy where paths and `file.py` references no longer depend on the working folder."""
-    made = dict(plain)
-    if isinstance(plain.get("sources"), dict):
-        made["sources"] = {name: _absolute_source(source, folder) for name, source in plain["sources"].items()}
-    for stream in _STREAMS:
-        section = plain.get(stream)
-        if isinstance(section, dict) and isinstance(section.get("chain"), str):
-            made[stream] = {**section, "chain": _absolute(section["chain"], folder)}
-    model = plain.get("model")
-    if isinstance(model, dict) and isinstance(model.get("factory"), str):
-        made["model"] = {**model, "factory": _absolute_reference(model["factory"], folder)}
-    if isinstance(plain.get("plugins"), list):
-        made["plugins"] = [
-            _absolute_reference(entry, folder) if isinstance(entry, str) else entry for entry in plain["plugins"]
-        ]
-    return made
-
-
-def _absolute_source(source: Any, folder: Path) -> Any:
-    if not isinstance(source, dict):
-        return source
-    made = dict(source)
-    for key in _PATH_FIELDS:
-        if isinstance(source.get(key), str) and source[key]:
-            made[key] = _absolute(source[key], folder)
-    if isinstance(source.get("factory"), str):
-        made["factory"] = _absolute_reference(source["factory"], folder)
-    return made
-
-
-def _absolute(text: str, folder: Path) -> str:
-    # Only the user's own home: another's may not exist, which is an error of another kind.
-    return str(folder / (Path(text).expanduser() if text.startswith("~/") else text))
-
-
-def _absolute_reference(reference: str, folder: Path) -> str:
-    module_part, colon, attribute = reference.partition(":")
-    return f"{_absolute(module_part, folder)}{colon}{attribute}" if module_part.endswith(".py") else reference
-
-
-def _read_stream_chain(
-    at: Located, path: str, folder: Path, problems: ProblemList, load_chain: ChainLoader
-) -> Chain | None:
-    if not isinstance(at.value, str):
-        if not isinstance(at.value, tuple):
-            got = describe(at.plain())
-            problems.add(at, path, expected="a chain file's path, or a list of transforms", got=got)
-            return None
-        return read_chain(at, path, problems)
-    file = Path(_absolute(at.value, folder))
-    if not os.path.isfile(file):  # unlike Path.is_file it is also False for a name that is too long
-        siblings = [sibling.name for sibling in file.parent.glob("*.yaml")] if os.path.isdir(file.parent) else []
-        way_out = nearest(file.name, siblings)
-        expected = "a chain file's path, relative to the job file"
-        problems.add(at, path, expected=expected, got=f"no file {at.value!r}", way_out=way_out)
-        return None
-    return load_chain(file)
-
-
-def _plugin_digests(root: Located, folder: Path, problems: ProblemList) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Plug-in name -> SHA-256 of its source, and the references of those found."""
-    plugins = root.items.get("plugins")
-    entries = plugins.value if plugins is not None and isinstance(plugins.value, tuple) else ()
-    digests: dict[str, str] = {}
-    references = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry.value, str):
-            continue  # pydantic has noted it
-        try:
-            name, digest = plugin_name(entry.value), source_digest(entry.value, folder)
-        except ConfigError as error:
-            (problem,) = error.problems
-            problems.add(
-                entry, f"plugins[{index}]", expected=problem.expected, got=problem.got, way_out=problem.way_out
-            )
-            continue
-        if name in digests:
-            problems.add(entry, f"plugins[{index}]", expected="each plug-in once", got=f"{name!r} again")
-        digests[name] = digest
-        references.append(_absolute_reference(entry.value, folder))
-    return digests, tuple(references)
 
 
 def _note(details: ErrorDetails, root: Located, problems: ProblemList, *, is_known: bool) -> None:

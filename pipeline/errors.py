@@ -1,7 +1,7 @@
 """Errors say whose fault it is, and each kind has one exit code.
 
 In:  what went wrong, where, what was expected, what came, how to go on.
-Out: exceptions whose text a user can act on; EXIT_CODES is the one table of the command line.
+Out: exceptions whose text a user can act on; the `EXIT_` numbers are the one table of the command line.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ EXIT_FAILED = 1  # the run failed, or is unhealthy
 EXIT_USER_INPUT = 2  # what the user wrote is wrong
 EXIT_PEER_UNREACHABLE = 3
 EXIT_STOPPED_RESUMABLE = 4
+EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM ended it with nothing to go on from; 128 + SIGINT, as shells report it
 
 
 class HeadraceError(Exception):
@@ -70,6 +71,12 @@ class SampleError(HeadraceError):
 
 class RunFailed(HeadraceError):
     """The run can't go on, by policy or because nothing can make progress; the text names the cause."""
+
+
+class Stopped(HeadraceError):
+    """The run was stopped on request and can be resumed; the text says where it stands and how to go on."""
+
+    exit_code = EXIT_STOPPED_RESUMABLE
 
 
 class PeerUnreachable(HeadraceError):

@@ -7,10 +7,11 @@ Never reads a file, never builds a chain.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -19,6 +20,16 @@ PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+
+AUTOMATIC_START = 2
+"""Workers that `auto` begins with: the default of `workers`, so that a job's first second is as it was."""
+
+
+def _worker_count(value: object) -> object:
+    """Its own check, since pydantic would name a union's wrong value once for each of its members."""
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise ValueError("a number of workers from 0, or auto")
 
 
 class Section(BaseModel):
@@ -120,7 +131,9 @@ class TrainStream(Section):
     source: str
     """Name of an entry of `sources`."""
     chain: Any
-    """A chain file's path, or the list of transforms itself."""
+    """A chain file's path; or the list of transforms itself; or a schedule, a list of
+    {from_epoch: EPOCH, use: CHAIN.yaml} with rising epochs from 0. An edit of a chain file while the job runs takes
+    effect at the next batch boundary that nothing of has been made."""
     batch_size: PositiveInt = 64
     """Samples a batch."""
     epochs: PositiveInt = 1
@@ -138,7 +151,8 @@ class EvalStream(Section):
     source: str
     """Name of an entry of `sources`."""
     chain: Any
-    """A chain file's path, or the list of transforms itself; usually no random transform."""
+    """A chain file's path, or the list of transforms itself; usually no random transform. No schedule, and edits
+    while the job runs are passed over: evaluations compare only under one chain."""
     batch_size: PositiveInt = 128
     """Samples a batch; twice the training default since no gradients are kept."""
     every_steps: NonNegativeInt = 0
@@ -217,6 +231,19 @@ class ClipSection(Section):
     """`value`: each element to [-threshold, threshold]; `norm`: the global 2-norm to at most threshold."""
 
 
+class CheckpointSection(Section):
+    """When a run is saved, so that it can go on after anything."""
+
+    every_steps: NonNegativeInt = 200
+    """Steps between checkpoints; 0: only at the end and when stopped. A crash repeats at most so many steps."""
+    keep: PositiveInt = 3
+    """The newest so many stay: one may turn out damaged, and the one before it was good."""
+    keep_best: Literal["held_out_accuracy", "held_out_loss"] | None = None
+    """Also keep the checkpoint with the best of this, judged at each evaluation."""
+    grace_s: PositiveFloat = 30.0
+    """Seconds that a requested stop may take to finish its step and write a checkpoint; then the run ends without."""
+
+
 class JobConfig(Section):
     """A whole training job."""
 
@@ -232,8 +259,13 @@ class JobConfig(Section):
     decode: DecodeSection = DecodeSection()
     plugins: tuple[str, ...] = ()
     """Modules (`module` or `file.py`) that define the user's own transforms."""
-    workers: NonNegativeInt = 2
-    """Worker processes; 0 runs everything in the trainer's process, for a debugger."""
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = 2
+    """Worker processes; 0 runs everything in the trainer's process, for a debugger; `auto`: more while the trainer
+    waits for data, fewer while they idle."""
+    min_workers: PositiveInt = 1
+    """`headrace scale` and `workers: auto` stay at or above this."""
+    max_workers: NonNegativeInt = 0
+    """... and at or below this; 0: twice the cores of the machine, but at least 8 (or `workers`, if that is more)."""
     slice_size: Annotated[int, Field(ge=1, le=65_536)] = 16
     """Samples in a unit of work. Small, so that the first batch arrives soon and a death loses little."""
     window_batches: PositiveInt = 8
@@ -247,7 +279,12 @@ class JobConfig(Section):
     hang_s: PositiveFloat = 60.0
     """Seconds without progress on a slice before a worker is killed by its pool."""
     stall_timeout_s: PositiveFloat = 300.0
-    """Seconds without any arriving slice before the job fails, saying what is missing."""
+    """Seconds without any arriving slice after which `on_stall` is followed, saying what is missing."""
+    on_stall: Literal["fail", "wait"] = "fail"
+    """`wait`: go on waiting, and say every so often what is missing; for services that may be away for hours."""
+    shape: Literal["fixed", "free"] = "fixed"
+    """`free`: a swapped chain may deliver other shapes or dtypes (progressive resizing); `fixed`: it is refused."""
+    checkpoint: CheckpointSection = CheckpointSection()
     model: ModelSection = ModelSection()
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
@@ -259,9 +296,33 @@ class JobConfig(Section):
     torch_threads: NonNegativeInt = 0
     """Threads torch computes with; 0: torch's own choice. Results are bit-identical only for equal numbers."""
 
+    @field_validator("max_workers")
+    @classmethod
+    def _bounds_hold_the_start(cls, max_workers: int, info: ValidationInfo) -> int:
+        workers, min_workers = info.data.get("workers", 0), info.data.get("min_workers", 1)
+        at_least = max(min_workers, workers if isinstance(workers, int) else 0)
+        if 0 < max_workers < at_least:
+            raise ValueError(f"0, or at least {at_least}: neither below `min_workers` nor below `workers`")
+        return max_workers
+
     @model_validator(mode="after")
     def _streams_name_known_sources(self) -> JobConfig:
         for stream in (self.train, self.eval):
             if stream is not None and stream.source not in self.sources:
                 raise ValueError(f"source {stream.source!r} is not one of: {', '.join(self.sources) or 'none'}")
         return self
+
+
+def initial_workers(config: JobConfig) -> tuple[int, bool]:
+    """How many workers a job begins with, and whether their number then follows the need (`workers: auto`)."""
+    if config.workers != "auto":
+        return config.workers, False
+    low, high = worker_bounds(config)
+    return min(max(AUTOMATIC_START, low), high), True
+
+
+def worker_bounds(config: JobConfig) -> tuple[int, int]:
+    """The least and the greatest number of workers on this machine that `scale` and `auto` may set."""
+    fixed = config.workers if config.workers != "auto" else 0
+    cores = len(os.sched_getaffinity(0))  # those that this process may use, of which a machine has maybe more
+    return config.min_workers, config.max_workers or max(2 * cores, 8, fixed, config.min_workers)

@@ -36,7 +36,14 @@ class JsonLines:
         self.is_synced = is_synced
         # Another thread's line between a failed write and its cut would be cut with it.
         self._lock = threading.Lock()
-        self._length_nbytes = max((end_nbytes for end_nbytes, _ in _intact(path)), default=0)
+        self._length_nbytes = 0
+        self.num_lines = 0
+        """Whole lines in the file; the number of the line that `append` returns."""
+        self.last_attempt = 0
+        """The highest among the lines that were there already."""
+        for end_nbytes, record in _intact(path):
+            self._length_nbytes, self.num_lines = end_nbytes, self.num_lines + 1
+            self.last_attempt = max(self.last_attempt, int(record["attempt"]))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         os.ftruncate(self._descriptor, self._length_nbytes)
 
@@ -44,8 +51,8 @@ class JsonLines:
     def is_empty(self) -> bool:
         return self._length_nbytes == 0
 
-    def append(self, record: Mapping[str, Any] | msgspec.Struct) -> None:
-        """Writes one whole line or none; a full disk is a RunFailed that says so."""
+    def append(self, record: Mapping[str, Any] | msgspec.Struct) -> int:
+        """Writes one whole line or none, and gives its number from 1; a full disk is a RunFailed that says so."""
         plain: dict[str, Any] = msgspec.to_builtins(record)
         line = encode_line({"attempt": self.attempt, **plain})
         with self._lock:
@@ -56,9 +63,12 @@ class JsonLines:
                 if self.is_synced:
                     os.fsync(self._descriptor)
             except OSError as error:
-                os.ftruncate(self._descriptor, self._length_nbytes)
+                if self._descriptor >= 0:
+                    os.ftruncate(self._descriptor, self._length_nbytes)
                 raise write_failure(self.path, error) from error
             self._length_nbytes += len(line)
+            self.num_lines += 1
+            return self.num_lines
 
     def sync(self) -> None:
         """All appended records are on disk afterwards."""
@@ -71,6 +81,7 @@ class JsonLines:
     def close(self) -> None:
         with self._lock:
             os.close(self._descriptor)
+            self._descriptor = -1  # its number may be another file's soon, and a late writer must not meet that
 
 
 def encode_line(record: Mapping[str, Any]) -> bytes:
@@ -85,7 +96,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     A torn or damaged end is left out (a crash leaves one). A damaged line with an intact one after it is no crash's
     doing: RunFailed names it.
     """
-    return [record for _, record in _intact(path)]
+    return list(iter_lines(path))
+
+
+def iter_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_lines`, one after the other: the metrics of a run of days don't fit into memory as objects."""
+    return (record for _, record in _intact(path))
 
 
 def write_failure(path: Path, error: OSError) -> RunFailed:

@@ -29,6 +29,8 @@ class StreamRegistered:
     window: int
     quarantined: Mapping[int, int]
     """Position -> attempt to begin with."""
+    revision: int = 0
+    """Of the timeline; a higher one than is known brings another timeline for the same stream."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class StreamBeaten:
     arrived: int
     window: int
     quarantined: Mapping[int, int]
+    revision: int = 0
+    """Of the timeline it is about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,13 @@ class WorkerBeaten:
     number: int
     received: int
     holding: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerLeaving:
+    """A worker wants no further lease, and to be told when it may end."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +113,10 @@ class LeaseRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
-    """Time passed, and every message that had arrived before was stepped."""
+    """Time passed."""
+
+    drained: bool = True
+    """Every message that had arrived before was stepped: only then does silence condemn anybody."""
 
 
 Event = (
@@ -111,6 +125,7 @@ Event = (
     | StreamLeft
     | WorkerJoined
     | WorkerBeaten
+    | WorkerLeaving
     | WorkerGone
     | SliceGivenBack
     | LeaseRefused
@@ -139,6 +154,15 @@ class Condemn:
     """The worker was silent too long: take it for dead."""
 
     worker: str
+    in_peace: bool = False
+    """True if it was leaving and owed nothing: it has ended, and nobody could say so."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dismiss:
+    """Nothing of a leaving worker is under way any more: it may end."""
+
+    worker: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,9 +181,9 @@ class AskToJoin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskToRegister:
-    """A trainer beats for a stream that is not known here."""
+    """A trainer beats for a stream, or a timeline, that is not known here."""
 
     stream: StreamId
 
 
-Action = Grant | ReportLost | Condemn | Retire | AskToJoin | AskToRegister
+Action = Grant | ReportLost | Condemn | Dismiss | Retire | AskToJoin | AskToRegister

@@ -1,20 +1,31 @@
 """One stream's slices, as the dispatcher sees them: waiting, leased, arrived, lost.
 
-In:  what the trainer said has arrived; slices given out and given back.
-Out: the next slice to lease.
+In:  what the trainer said has arrived; its timeline; slices given out and given back.
+Out: the next slice to lease; those that are late.
 Pure. Driven by `pipeline/leases.py` only.
 """
 
 from __future__ import annotations
 
-from bisect import insort
+from bisect import bisect_left, insort
+from typing import NamedTuple
 
+from pipeline.lateness import Lateness
 from pipeline.lease_events import StreamBeaten, StreamId, StreamRegistered
 from pipeline.messages import Lost
-from pipeline.timeline import slices_of
+from pipeline.timeline import Timeline, slices_of
 
 Range = tuple[int, int]
 """start and stop positions."""
+
+
+class Copy(NamedTuple):
+    """One lease of a range; a range that is hedged has two."""
+
+    worker: str
+    number: int
+    granted_s: float
+
 
 MAX_DEATHS = 5.0
 """Deaths that a slice or sample may outlive before it is taken for the cause."""
@@ -25,6 +36,8 @@ MAX_READS = 3
 READ_RETRY_S = 0.5
 AVOID_S = 5.0
 """Seconds for which another worker is preferred after a failed read; then any may try."""
+HEARD_WITHIN_S = 2.5
+"""Only a trainer that has spoken since then (it beats each second) can say that a slice has not arrived."""
 
 
 def death_weight(*, by_itself: bool) -> float:
@@ -39,12 +52,14 @@ class StreamSlices:
         self.id: StreamId = event.stream
         self.source = event.source
         self.timeline = event.timeline
+        self.revision = event.revision
         self.slice_size = event.slice_size
         self.beat_number = -1
         self.last_beat_s = now_s
         self.quarantined = event.quarantined
         self.window = event.window
         self.head_step = event.head_step
+        self.num_hedged = 0
         self._arrived = event.arrived
         self._head_start = self._start_of(event.head_step)
         self._next_step = event.head_step
@@ -54,32 +69,55 @@ class StreamSlices:
         self._not_before_s: dict[Range, float] = {}
         self._avoid: dict[Range, tuple[str, float]] = {}
         """Range -> the worker that failed to read it, and until when another is preferred."""
-        self.leased: set[Range] = set()
+        self.leased: dict[Range, list[Copy]] = {}
+        """Range -> its living copies: one, or two once it is hedged."""
         self.lost: dict[int, Lost] = {}
         """By position, until the trainer quarantines that attempt."""
         self._deaths: dict[Range, float] = {}
         self._failed_reads: dict[int, int] = {}
+        self._lateness = Lateness()
+        self._refill()
 
-    def beaten(self, event: StreamBeaten, now_s: float) -> None:
-        """Take over what the trainer said, unless it is older than what is known."""
+    def beaten(self, event: StreamBeaten, now_s: float) -> list[list[Copy]]:
+        """Take over what the trainer said, unless it is older than what is known; the copies of what has arrived."""
+        was_silent = now_s - self.last_beat_s > HEARD_WITHIN_S
         self.last_beat_s = now_s
         if event.number <= self.beat_number or event.head_step < self.head_step:
-            return
+            return []
         self.beat_number, self.window = event.number, event.window
+        has_news = event.arrived != self._arrived or event.head_step > self.head_step
         if event.head_step > self.head_step:
             self._move_head(event.head_step)
         self._arrived = event.arrived
         self.quarantined = event.quarantined
-        decided = [
-            lost.position for lost in self.lost.values() if self.quarantined.get(lost.position, 0) > lost.attempt
-        ]
-        for position in decided:
-            del self.lost[position]
-            self._wait((position, position + 1))
-        # A copy made before the position was given up may have arrived after all.
-        self.lost = {place: lost for place, lost in self.lost.items() if not self.has_arrived((place, place + 1))}
-        self._drop_arrived()
-        self.leased = {held for held in self.leased if not self.has_arrived(held)}
+        self._take_over_decisions()
+        if has_news:
+            self._drop_arrived()
+        self._refill()
+        return self._end_arrived(now_s, count=not was_silent) if has_news else []
+
+    def change(self, timeline: Timeline, revision: int) -> list[list[Copy]]:
+        """Another timeline, of the same source and beginning; the copies of leases that it voids."""
+        old, self.timeline, self.revision = self.timeline, timeline, revision
+        self._head_start = self._start_of(self.head_step)
+        first = timeline.entry_at(self.head_step).step
+        self._lateness.keep({entry.recipe for entry in timeline.entries if entry.step >= first})
+        voided: list[list[Copy]] = []
+        for step in range(self.head_step, self._next_step):
+            before, after = old.batch(step), timeline.batch(step) if step < timeline.num_steps else None
+            if before == after:
+                continue
+            # What workers died of under the old recipe says nothing about the new one.
+            self._deaths = {held: score for held, score in self._deaths.items() if held[0] < before.start}
+            if after is None or (before.start, before.stop) != (after.start, after.stop):
+                voided += self._void_from(before.start)
+                self._next_step = step
+                break
+            for held in [held for held in self.leased if before.start <= held[0] < before.stop]:
+                voided.append(self.leased.pop(held))
+                self._wait(held)
+        self._refill()
+        return voided
 
     def has_arrived(self, held: Range) -> bool:
         """True if every position of the range is with the trainer."""
@@ -90,31 +128,70 @@ class StreamSlices:
         """Slices that could be leased now or soon."""
         return len(self._waiting)
 
+    @property
+    def unleased_step(self) -> int:
+        """The first batch from which on no slice is leased."""
+        if not self.leased:
+            return self.head_step
+        last = max(self.leased)[0]
+        steps = range(self.head_step, self._next_step)
+        return self.head_step + bisect_left(steps, last + 1, key=lambda step: self.timeline.batch(step).start)
+
+    def is_ready(self, now_s: float) -> bool:
+        """True if some worker may be offered a slice now."""
+        delays = self._not_before_s
+        if not delays:
+            return bool(self._waiting)
+        return any(delays.get(waiting, 0.0) <= now_s for waiting in self._waiting)
+
     def offer(self, worker: str, now_s: float) -> Range | None:
         """The lowest waiting slice that this worker may make now."""
-        self._refill()
         return next((waiting for waiting in self._waiting if self._may_make(worker, waiting, now_s)), None)
 
-    def take(self, offered: Range) -> None:
-        """The slice is leased."""
-        self._remove(offered)
-        self.leased.add(offered)
+    def take(self, offered: Range, copy: Copy) -> None:
+        """The slice is leased, for the first time or once more."""
+        if offered in self.leased:
+            self.num_hedged += 1
+            self.leased[offered].append(copy)
+        else:
+            self._remove(offered)
+            self.leased[offered] = [copy]
 
-    def give_back(self, held: Range) -> list[Range]:
-        """A lease ended without arrival: what has not arrived after all waits again, and is returned."""
-        if held not in self.leased:
+    def late(self, now_s: float) -> list[tuple[Range, Copy]]:
+        """What the training loop waits for longer than it should, with the only copy of each, lowest first."""
+        if now_s - self.last_beat_s > HEARD_WITHIN_S or not self.leased:
             return []
-        self.leased.discard(held)
+        head_stop = self._start_of(self.head_step + 1)
+        granted_before_s = now_s - self._lateness.late_s(self.timeline.recipe_at(self._head_start))
+        return sorted(
+            (held, copies[0])
+            for held, copies in self.leased.items()
+            if held[0] < head_stop and len(copies) == 1 and copies[0].granted_s < granted_before_s
+        )
+
+    def give_back(self, held: Range, worker: str) -> list[Range]:
+        """A worker's lease ended without arrival: what has not arrived after all, and has no other copy, waits again,
+        and is returned."""
+        copies = self.leased.get(held, [])
+        others = [copy for copy in copies if copy.worker != worker]
+        if len(others) == len(copies):
+            return []
+        if others:
+            self.leased[held] = others
+            return []
+        del self.leased[held]
         return self._wait(held)
 
-    def blame(self, held: Range, *, cause: str, by_itself: bool, position: int | None) -> None:
+    def blame(self, held: Range, worker: str, *, cause: str, by_itself: bool, position: int | None) -> None:
         """The worker that worked on `held` died; what has outlived too many is split, then lost."""
         suspect = held if position is None else (position, position + 1)
-        waiting = [part for part in self.give_back(held) if part[0] < suspect[1] and suspect[0] < part[1]]
-        if not waiting:
+        is_leased = held in self.leased
+        waiting = [part for part in self.give_back(held, worker) if part[0] < suspect[1] and suspect[0] < part[1]]
+        # While another copy lives nothing waits, but the death counts: a deadly sample is made twice at a time.
+        if not is_leased or self.has_arrived(suspect):
             return
-        self._deaths[suspect] = self._deaths.get(suspect, 0.0) + death_weight(by_itself=by_itself)
-        if self._deaths[suspect] < MAX_DEATHS:
+        score = self._deaths[suspect] = self._deaths.get(suspect, 0.0) + death_weight(by_itself=by_itself)
+        if score < MAX_DEATHS or not waiting:
             return
         del self._deaths[suspect]
         for part in waiting:
@@ -123,9 +200,9 @@ class StreamSlices:
             else:
                 self._replace(part, [(place, place + 1) for place in range(*part)])
 
-    def read_failed(self, held: Range, position: int, *, avoid: str, cause: str, now_s: float) -> None:
-        """A read failed: try again a little later, not on worker `avoid` for a while, up to MAX_READS times."""
-        waiting = next((part for part in self.give_back(held) if position in range(*part)), None)
+    def read_failed(self, held: Range, position: int, worker: str, *, avoid: bool, cause: str, now_s: float) -> None:
+        """A read failed: try again a little later, up to MAX_READS times; `avoid`: not on that worker for a while."""
+        waiting = next((part for part in self.give_back(held, worker) if position in range(*part)), None)
         if waiting is None:
             return
         failures = self._failed_reads[position] = self._failed_reads.get(position, 0) + 1
@@ -134,7 +211,32 @@ class StreamSlices:
             self._lose(waiting, position, cause)
         else:
             self._not_before_s[waiting] = now_s + READ_RETRY_S * failures
-            self._avoid[waiting] = (avoid, now_s + AVOID_S)
+            self._avoid[waiting] = (worker if avoid else "", now_s + AVOID_S)
+
+    def _take_over_decisions(self) -> None:
+        for lost in [*self.lost.values()]:
+            if self.quarantined.get(lost.position, 0) > lost.attempt:
+                del self.lost[lost.position]
+                self._wait((lost.position, lost.position + 1))
+        # A copy made before the position was given up may have arrived after all.
+        self.lost = {place: lost for place, lost in self.lost.items() if not self.has_arrived((place, place + 1))}
+
+    def _end_arrived(self, now_s: float, *, count: bool) -> list[list[Copy]]:
+        """`count`: how long they took says something; not so where the trainer itself was stopped."""
+        ended = []
+        for held in [held for held in self.leased if self.has_arrived(held)]:
+            copies = self.leased.pop(held)
+            ended.append(copies)
+            if count:
+                self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[0].granted_s)
+        return ended
+
+    def _void_from(self, start: int) -> list[list[Copy]]:
+        """Nothing from `start` on is cut any more."""
+        for waiting in [waiting for waiting in self._waiting if waiting[0] >= start]:
+            self._remove(waiting)
+        self.lost = {place: lost for place, lost in self.lost.items() if place < start}
+        return [self.leased.pop(held) for held in list(self.leased) if held[0] >= start]
 
     def _lose(self, held: Range, position: int, cause: str) -> None:
         start, stop = held

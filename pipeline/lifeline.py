@@ -24,6 +24,11 @@ def end_with(lifeline_fd: int, directory: Path | None) -> None:
     threading.Thread(target=_watch, args=(lifeline_fd, directory), name="lifeline", daemon=True).start()
 
 
+def is_cut(lifeline_fd: int | None) -> bool:
+    """True once the process at the other end has ended or let go; a service without a lifeline has nobody to lose."""
+    return lifeline_fd is not None and bool(select.select([lifeline_fd], [], [], 0)[0])
+
+
 def _watch(lifeline_fd: int, directory: Path | None) -> None:
     select.select([lifeline_fd], [], [])  # nobody writes: readable means closed
     time.sleep(GRACE_S)

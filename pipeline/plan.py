@@ -1,22 +1,26 @@
 """A stream's plan: what a job and a source amount to, before anything is made.
 
-In:  a checked job, a role (`train` or `eval`), the open source, its recipe.
-Out: the `StreamSpec` that is registered, and its `Timeline`.
+In:  a checked job, a role (`train` or `eval`), the open source.
+Out: the timeline's first entries; the `StreamSpec` that is registered, and its `Timeline`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import EvalStream, JobConfig, TrainStream
 from pipeline.messages import StreamSpec
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.sources import Source, open_source
-from pipeline.timeline import Timeline, TimelineEntry
+from pipeline.swaps import schedule
+from pipeline.timeline import LastBatch, Timeline, TimelineEntry
 from pipeline.wire import MAX_SLICE_NBYTES, field_nbytes
+
+if TYPE_CHECKING:
+    from pipeline.config_job import Job
 
 Role = Literal["train", "eval"]
 
@@ -28,31 +32,32 @@ def section_of(config: JobConfig, role: Role) -> TrainStream | EvalStream:
     return section
 
 
-def plan_stream(
-    config: JobConfig, job_file: str, role: Role, source: Source, recipe: Recipe, endpoint: str, start: int = 0
-) -> tuple[StreamSpec, Timeline]:
-    """The stream from position `start` on; ConfigError if that is past its end, or no batch can be filled."""
-    section, num_samples = section_of(config, role), len(source)
-    train = section if isinstance(section, TrainStream) else None
-    last_batch = train.last_batch if train else "keep"
-    epochs = train.epochs if train else 1
-    end_position = epochs * num_samples
+def first_entries(job: Job, role: Role, num_samples: int, start: int = 0) -> tuple[TimelineEntry, ...]:
+    """The timeline of a stream that begins at position `start`, as the job's chains and their schedule have it.
+
+    ConfigError if that is past its end, or no batch can be filled.
+    """
+    section, recipe = section_of(job.config, role), job.train if role == "train" else job.eval
+    assert recipe is not None
+    last_batch, end_position = _ends(section, num_samples)
     if start > end_position:
         raise ConfigError(
             Problem(
-                file=job_file,
+                file=str(job.path),
                 line=0,
                 path=f"{role}: first position",
-                expected=f"at most {end_position}, where the stream ends ({epochs} epochs of {num_samples} samples)",
+                expected=f"at most {end_position}, where the stream ends "
+                f"({end_position // num_samples} epochs of {num_samples} samples)",
                 got=str(start),
             )
         )
-    entry = TimelineEntry(start=start, step=0, recipe=recipe.digest, batch_size=section.batch_size)
-    timeline = Timeline([entry], num_samples=num_samples, last_batch=last_batch, end_position=end_position)
+    file = job.train_file if role == "train" else job.eval_file
+    first = TimelineEntry(start=start, step=0, recipe=recipe.digest, batch_size=section.batch_size, file=file)
+    timeline = Timeline([first], num_samples=num_samples, last_batch=last_batch, end_position=end_position)
     if timeline.num_steps == 0 and start == 0:
         raise ConfigError(
             Problem(
-                file=job_file,
+                file=str(job.path),
                 line=0,
                 path=f"{role}.batch_size",
                 expected=f"at most {num_samples}, the samples of source {section.source!r}, since last_batch is drop",
@@ -60,20 +65,59 @@ def plan_stream(
                 way_out="lower batch_size, or set last_batch: keep",
             )
         )
+    later = [(chain.from_epoch, chain.recipe.digest, chain.file) for chain in job.later] if role == "train" else []
+    return schedule(first, later, num_samples=num_samples, last_batch=last_batch, end_position=end_position)
+
+
+def timeline_of(job: Job, role: Role, num_samples: int, entries: Sequence[TimelineEntry]) -> Timeline:
+    """What the entries make of the job's stream."""
+    last_batch, end_position = _ends(section_of(job.config, role), num_samples)
+    return Timeline(entries, num_samples=num_samples, last_batch=last_batch, end_position=end_position)
+
+
+def job_recipes(job: Job, role: Role) -> dict[str, Recipe]:
+    """Every recipe that the job names for a stream, by digest."""
+    maybe_recipes = (job.train, *(chain.recipe for chain in job.later)) if role == "train" else (job.eval,)
+    return {recipe.digest: recipe for recipe in maybe_recipes if recipe is not None}
+
+
+def plan_stream(
+    job: Job,
+    role: Role,
+    source: Source,
+    endpoint: str,
+    entries: Sequence[TimelineEntry],
+    recipes: Mapping[str, Recipe],
+) -> tuple[StreamSpec, Timeline]:
+    """The stream that a timeline cuts; `recipes` holds all that the timeline names."""
+    section, num_samples = section_of(job.config, role), len(source)
+    timeline = timeline_of(job, role, num_samples, entries)
     spec = StreamSpec(
         source=section.source,
         source_fingerprint=source.fingerprint,
         num_samples=num_samples,
-        seed=config.seed,
-        shuffle=train.shuffle if train else False,
-        last_batch=last_batch,
-        end_position=end_position,
-        slice_size=config.slice_size,
-        recipes=(recipe,),
-        timeline=(entry,),
+        seed=job.config.seed,
+        shuffle=section.shuffle if isinstance(section, TrainStream) else False,
+        last_batch=timeline.last_batch,
+        end_position=timeline.end_position,
+        slice_size=job.config.slice_size,
+        recipes=named_recipes(entries, recipes),
+        timeline=tuple(entries),
         endpoint=endpoint,
     )
     return spec, timeline
+
+
+def named_recipes(entries: Sequence[TimelineEntry], recipes: Mapping[str, Recipe]) -> tuple[Recipe, ...]:
+    """The recipes that a timeline names, each once, in the order of their first entries."""
+    return tuple(recipes[digest] for digest in dict.fromkeys(entry.recipe for entry in entries))
+
+
+def _ends(section: TrainStream | EvalStream, num_samples: int) -> tuple[LastBatch, int]:
+    """What becomes of an epoch's last batch, and the position after the last epoch."""
+    if isinstance(section, TrainStream):
+        return section.last_batch, section.epochs * num_samples
+    return "keep", num_samples
 
 
 def open_job_source(config: JobConfig, job_file: str, line: int, name: str) -> Source:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pipeline.messages import SliceHeader
+from pipeline.slice_header import SliceHeader
 from pipeline.timeline import BatchRange, Timeline
 
 
@@ -89,6 +89,18 @@ class Reassembly:
         del self._arrived[self.head_step]
         self.head_step += 1
         return batch
+
+    def first_untouched_step(self) -> int:
+        """The first step from which on nothing has arrived: no earlier one may still change."""
+        touched = [step for step, rows in self._arrived.items() if rows]
+        return max(touched, default=self.head_step - 1) + 1
+
+    def change(self, timeline: Timeline) -> None:
+        """Batches of which nothing has arrived are cut by this timeline from now on; it has the others as they are."""
+        self.timeline = timeline
+        for step in [step for step in self._batches if not self._arrived.get(step)]:
+            del self._batches[step]
+        assert all(timeline.batch(step) == batch for step, batch in self._batches.items())
 
     def arrived(self) -> bytes:
         """Bitmap of the window, little-endian; bit i is the position `start of the head batch + i`."""

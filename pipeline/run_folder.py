@@ -7,39 +7,51 @@ Never written by two processes at a time, never imports torch.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import os
 import shutil
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
 
+from pipeline import checkpoint_folder
 from pipeline.config import dump_chain
+from pipeline.durable import remove_partial, write_whole
 from pipeline.errors import ConfigError, Problem
-from pipeline.json_lines import JsonLines, write_failure
+from pipeline.json_lines import JsonLines
 from pipeline.recipe import Recipe
+from pipeline.run_history import entries_of, read_changes, recipe_text
+from pipeline.run_lock import LOCK_NAME, RunLock
+from pipeline.run_lock import LiveRun as LiveRun
+from pipeline.run_lock import live_run as live_run
+from pipeline.timeline import TimelineChange, TimelineEntry
 
-LOCK_NAME = "run.lock"
-_PARTIAL_PREFIX = ".partial-"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """How far a run's records reached at one moment: a checkpoint's place among them."""
+
+    timeline: tuple[TimelineEntry, ...]
+    timeline_lines: int
+    quarantine_lines: int
+    journal_lines: int
 
 
 class RunFolder:
     """The one writer of a run's folder; holds the folder's lock until `close`."""
 
-    def __init__(self, path: Path, lock_descriptor: int, attempt: int) -> None:
-        """Use `RunFolder.create`."""
+    def __init__(self, path: Path, lock: RunLock) -> None:
+        """Use `RunFolder.create` or `RunFolder.resume`."""
         self.path = path
-        self.attempt = attempt
-        self._lock_descriptor = lock_descriptor
-        self._timeline = JsonLines(path / "timeline.jsonl", attempt=attempt, is_synced=True)
-        self._quarantine = JsonLines(path / "quarantine.jsonl", attempt=attempt, is_synced=True)
-        self._journal = JsonLines(path / "journal.jsonl", attempt=attempt, is_synced=False)
-        self._metrics = JsonLines(path / "metrics.jsonl", attempt=attempt, is_synced=False)
+        self.attempt = 1
+        """1 for a new run, one more for each time that it was resumed."""
+        self._lock = lock
+        self._timeline_lock = threading.Lock()
+        self._open_lines()
 
     @classmethod
     def create(cls, path: Path, job_text: str) -> RunFolder:
@@ -52,27 +64,80 @@ class RunFolder:
             raise _not_a_new_folder(path, "a folder with other files in it")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock_descriptor = _lock(path)
+            lock = RunLock(path)
         except OSError as error:
             raise _not_a_new_folder(path, f"{error.strerror}: {error.filename}") from error
         try:
             if {each.name for each in path.iterdir()} != {LOCK_NAME}:
-                raise _not_a_new_folder(path, "the folder of an earlier run")
-            _write_whole(path / "job.yaml", job_text.encode())
+                way_out = "continue it with --resume, name another with --run-dir, or move this one away"
+                raise _not_a_new_folder(path, "the folder of an earlier run", way_out)
+            write_whole(path / "job.yaml", job_text.encode())
             (path / "chains").mkdir()
             (path / "checkpoints").mkdir()
-            return cls(path, lock_descriptor, attempt=1)
+            return cls(path, lock)
         except BaseException:
-            os.close(lock_descriptor)
+            lock.release()
             raise
+
+    @classmethod
+    def resume(cls, path: Path) -> RunFolder:
+        """The folder of an earlier run, tidied of what a crash left half written, to be written on.
+
+        ConfigError if it is none, or if a process writes it; RunFailed if a file of it is damaged in the middle.
+        """
+        path = path.absolute()
+        if not (path / "job.yaml").is_file():
+            raise _not_a_run(path)
+        try:
+            lock = RunLock(path)
+        except OSError as error:
+            raise _not_a_new_folder(path, f"{error.strerror}: {error.filename}") from error
+        try:
+            (path / "chains").mkdir(exist_ok=True)
+            (path / "checkpoints").mkdir(exist_ok=True)
+            for folder in (path, path / "chains"):
+                remove_partial(folder)
+            checkpoint_folder.tidy(path / "checkpoints")
+            return cls(path, lock)
+        except BaseException:
+            lock.release()
+            raise
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder that checkpoints stand in."""
+        return self.path / "checkpoints"
+
+    @property
+    def timeline(self) -> tuple[TimelineEntry, ...]:
+        """The train stream's timeline as it is on disk; empty before its first line."""
+        with self._timeline_lock:
+            return entries_of(self._changes)
+
+    def publish(self, endpoint: str, stream: str) -> None:
+        """Operators find the run from now on: `live_run` gives these."""
+        self._lock.publish(endpoint, stream)
+
+    def write_job(self, text: str) -> None:
+        """job.yaml holds `text` from now on; what it held before stays beside it as job-<attempt>.yaml."""
+        path = self.path / "job.yaml"
+        before = path.read_bytes()
+        if before != text.encode():
+            write_whole(self.path / f"job-{self.attempt - 1}.yaml", before)
+            write_whole(path, text.encode())
 
     def write_recipe(self, recipe: Recipe) -> None:
         """chains/<digest>.yaml has the recipe's chain, and the rest of it in comments; on disk before this returns."""
-        _write_whole(self.path / "chains" / f"{recipe.digest}.yaml", _recipe_text(recipe).encode())
+        text = recipe_text(recipe, dump_chain(recipe.chain))
+        write_whole(self.path / "chains" / f"{recipe.digest}.yaml", text.encode())
 
-    def append_timeline(self, entry: msgspec.Struct | Mapping[str, Any]) -> None:
-        """The entry is on disk before this returns."""
-        self._timeline.append(entry)
+    def append_timeline(self, change: TimelineChange) -> None:
+        """The change is on disk before this returns."""
+        with self._timeline_lock:
+            line = self._timeline.append(change)
+            self._changes.append(change)
+        # The journal counts the lines: one that is missing later would be another run's timeline.
+        self.append_event("timeline_changed", line=line, from_step=change.from_step, why=change.why)
 
     def append_quarantine(self, entry: msgspec.Struct | Mapping[str, Any]) -> None:
         """The entry is on disk before this returns."""
@@ -86,44 +151,52 @@ class RunFolder:
         """One line for one training step; on disk at the next checkpoint."""
         self._metrics.append(metrics)
 
+    def mark(self) -> Mark:
+        """How far the records reach now."""
+        with self._timeline_lock:
+            return Mark(
+                timeline=entries_of(self._changes),
+                timeline_lines=self._timeline.num_lines,
+                quarantine_lines=self._quarantine.num_lines,
+                journal_lines=self._journal.num_lines,
+            )
+
     def write_checkpoint(
         self, step: int, write_files: Mapping[str, Callable[[Path], None]], state: Mapping[str, Any]
     ) -> Path:
         """checkpoints/step-00000200 appears whole or not at all; its state.json has the SHA-256 of each other file.
 
-        `write_files`: file name -> function that writes it to a path.
+        `write_files`: file name -> function that writes it to a path. Any thread may call this, one at a time.
         """
-        folder = self.path / "checkpoints" / f"step-{step:08d}"
-        partial = folder.with_name(_PARTIAL_PREFIX + folder.name)
-        for lines in (self._timeline, self._quarantine, self._journal, self._metrics):
+        folder = self.checkpoints / checkpoint_folder.checkpoint_name(step)
+        for lines in self._all_lines:
             lines.sync()
-        try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            sha256_by_file = {}
-            for name, write in write_files.items():
-                write(partial / name)
-                sha256_by_file[name] = _synced_sha256(partial / name)
-            text = msgspec.json.format(msgspec.json.encode({**state, "files_sha256": sha256_by_file}), indent=2)
-            _write_whole(partial / "state.json", text + b"\n")
-            partial.rename(folder)
-            _sync_folder(folder.parent)
-        except OSError as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise write_failure(folder, error) from error
+        checkpoint_folder.write_checkpoint(folder, write_files, state)
         return folder
+
+    def keep_checkpoints(self, num_newest: int, also: Iterable[int] = ()) -> None:
+        """Removes all checkpoints but the newest, and those of the steps `also`."""
+        checkpoint_folder.keep_only(self.checkpoints, num_newest, also)
+
+    def rewrite(self, change: Callable[[Path], None]) -> None:
+        """`change` may rewrite every file of the folder; the records go on after what it leaves."""
+        self._close_lines()
+        try:
+            change(self.path)
+        finally:
+            self._open_lines()
 
     def discard_if_unused(self) -> None:
         """Removes the folder if no step was recorded in it; `close` is still needed."""
-        if self._metrics.is_empty:
+        if self._metrics.is_empty and self.attempt == 1:
             shutil.rmtree(self.path)
 
     def close(self) -> None:
         """Syncs what was appended and gives the folder up."""
-        for lines in (self._timeline, self._quarantine, self._journal, self._metrics):
+        for lines in self._all_lines:
             lines.sync()
-            lines.close()
-        os.close(self._lock_descriptor)
+        self._close_lines()
+        self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -131,68 +204,35 @@ class RunFolder:
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
 
+    def _open_lines(self) -> None:
+        path = self.path
+        self._timeline = JsonLines(path / "timeline.jsonl", attempt=self.attempt, is_synced=True)
+        self._quarantine = JsonLines(path / "quarantine.jsonl", attempt=self.attempt, is_synced=True)
+        self._journal = JsonLines(path / "journal.jsonl", attempt=self.attempt, is_synced=False)
+        self._metrics = JsonLines(path / "metrics.jsonl", attempt=self.attempt, is_synced=False)
+        self._all_lines = (self._timeline, self._quarantine, self._journal, self._metrics)
+        self.attempt = max(self.attempt, 1 + max(lines.last_attempt for lines in self._all_lines))
+        for lines in self._all_lines:
+            lines.attempt = self.attempt
+        self._changes: list[TimelineChange] = list(read_changes(path))
 
-def _recipe_text(recipe: Recipe) -> str:
-    header = [
-        f"# recipe {recipe.digest}, from {recipe.chain.file}",
-        f"# decode: {msgspec.json.encode(recipe.decode).decode()}",
-        *(f"# plug-in {name}: sha256 {digest}" for name, digest in sorted(recipe.plugins.items())),
-    ]
-    return "\n".join(header) + "\n" + dump_chain(recipe.chain)
-
-
-def _lock(path: Path) -> int:
-    """The descriptor that holds the lock; it ends with the process, however that ends, and no child inherits it."""
-    descriptor = os.open(path / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-        os.close(descriptor)
-        raise _not_a_new_folder(path, f"the folder of a run that is going on (process {holder})") from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+    def _close_lines(self) -> None:
+        for lines in self._all_lines:
+            lines.close()
 
 
-def _not_a_new_folder(path: Path, got: str) -> ConfigError:
+def _not_a_new_folder(
+    path: Path, got: str, way_out: str = "name another with --run-dir, or move this one away"
+) -> ConfigError:
+    expected = "a run folder that does not exist yet, or is empty"
+    return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))
+
+
+def _not_a_run(path: Path) -> ConfigError:
+    got = "no such folder"
+    if path.is_dir():
+        got = "a folder without job.yaml" if any(path.iterdir()) else "an empty folder"
+    way_out = "name the folder of a run with --run-dir, or start a new one without --resume"
     return ConfigError(
-        Problem(
-            file=str(path),
-            line=0,
-            path="",
-            expected="a run folder that does not exist yet, or is empty",
-            got=got,
-            way_out="name another with --run-dir, or move this one away",
-        )
+        Problem(file=str(path), line=0, path="", expected="the folder of a run", got=got, way_out=way_out)
     )
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """The file is there with all its content, on disk, or not there."""
-    partial = path.with_name(_PARTIAL_PREFIX + path.name)
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise write_failure(path, error) from error
-
-
-def _sync_folder(path: Path) -> None:
-    # A rename is on disk only once its folder is.
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _synced_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()

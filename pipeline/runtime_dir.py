@@ -66,6 +66,11 @@ class RuntimeDir:
             self._lock_fd = None
 
 
+def default_endpoint() -> str:
+    """Where a user's standing dispatcher listens if they name no other place."""
+    return f"ipc://{_parent() / 'dispatcher'}"
+
+
 def _parent() -> Path:
     """$XDG_RUNTIME_DIR/headrace, else a directory of ours in the system's temporary directory."""
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")

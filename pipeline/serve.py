@@ -1,6 +1,6 @@
 """The dispatcher's process: one ROUTER socket, one loop.
 
-In:  frames of trainers, workers and pools; the clock.
+In:  frames of trainers, workers, pools and operators; the clock.
 Out: `Dispatcher.receive` and `tick`, and what they send.
 Never reads a message: `pipeline/dispatcher.py` does.
 """
@@ -11,10 +11,19 @@ import time
 
 from pipeline.dispatcher import Dispatcher
 from pipeline.leases import Leases
-from pipeline.transport import Context, Poller
+from pipeline.messages import AnyMessage
+from pipeline.transport import Context, Poller, Router
 from pipeline.wire import encode_message
 
-TICK_S = 0.25
+TICK_S = 0.1
+"""How often time passes for the dispatcher: the grain of what is late."""
+MAX_DRAIN_S = 1.0
+"""Under more load than it can take, a tick comes after so long although messages wait; nobody is condemned then."""
+
+MAX_GAP_S = 1.5
+"""Between two ticks; after more, this process itself was stopped (SIGSTOP, a suspended machine) ..."""
+CALM_S = 2.5
+"""... and condemns nobody for so long: what its peers have sent meanwhile has yet to reach the socket."""
 
 
 def serve(endpoint: str, *, lifeline_fd: int | None = None) -> None:
@@ -22,20 +31,36 @@ def serve(endpoint: str, *, lifeline_fd: int | None = None) -> None:
     context = Context()
     try:
         router = context.router(endpoint)
-        dispatcher = Dispatcher(lambda identity, message: router.send(identity, encode_message(message)), Leases())
         poller = Poller()
         poller.add(router)
         if lifeline_fd is not None:
             poller.add(lifeline_fd)
-        next_tick_s = time.monotonic() + TICK_S
-        while True:
-            ready = poller.wait(next_tick_s - time.monotonic())
-            if lifeline_fd in ready:
-                return
-            while (received := router.receive()) is not None:
-                dispatcher.receive(*received, time.monotonic())
-            if time.monotonic() >= next_tick_s:
-                dispatcher.tick(time.monotonic())
-                next_tick_s = time.monotonic() + TICK_S
+
+        def send(identity: bytes, message: AnyMessage) -> None:
+            router.send(identity, encode_message(message))
+
+        now_s = time.monotonic()
+        dispatcher = Dispatcher(send, Leases(), started_s=now_s)
+        next_tick_s, calm_from_s = now_s + TICK_S, now_s
+        while lifeline_fd not in poller.wait(next_tick_s - time.monotonic()):
+            drained = _receive_all(router, dispatcher)
+            now_s = time.monotonic()
+            if now_s >= next_tick_s:
+                if now_s > next_tick_s + MAX_GAP_S:
+                    calm_from_s = now_s + CALM_S
+                dispatcher.tick(now_s, drained=drained and now_s >= calm_from_s)
+                next_tick_s = now_s + TICK_S
     finally:
         context.close()
+
+
+def _receive_all(router: Router, dispatcher: Dispatcher) -> bool:
+    """Receive what waits; False if more came for MAX_DRAIN_S than could be taken."""
+    now_s = time.monotonic()
+    give_up_s = now_s + MAX_DRAIN_S
+    while (received := router.receive()) is not None:
+        dispatcher.receive(*received, now_s)
+        now_s = time.monotonic()
+        if now_s >= give_up_s:
+            return False
+    return True

@@ -7,7 +7,7 @@ Pure and O(1) in the length of the stream.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -27,6 +27,21 @@ class TimelineEntry(msgspec.Struct, frozen=True, kw_only=True):
     recipe: str
     """The recipe's digest."""
     batch_size: int
+    file: str = ""
+    """The chain file it came from, "" for a chain inside the job file: an edit of that file replaces it."""
+
+
+class TimelineChange(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of timeline.jsonl: from this step on, these entries stand in the place of all others."""
+
+    from_step: int
+    entries: tuple[TimelineEntry, ...]
+    """In order; the first one's step is `from_step`."""
+    why: str
+    """For people: "start", "edit of FILE", "headrace swap", "resume with batch_size 32"."""
+    files: dict[str, str] = {}
+    """Chain files that were read for it -> digest of the recipe each held: one that holds another when the run is
+    resumed was edited meanwhile."""
 
 
 class BatchRange(NamedTuple):
@@ -53,6 +68,7 @@ class Timeline:
         self.last_batch = last_batch
         self.end_position = end_position
         self._first_steps = [entry.step for entry in entries]
+        self._starts = [entry.start for entry in entries]
         self.num_steps = entries[-1].step + self._num_batches(entries[-1])
         """Steps up to the end of the stream, those before the first entry included."""
 
@@ -60,18 +76,35 @@ class Timeline:
         """The batch of `step`; IndexError outside first step .. num_steps - 1."""
         if not self.entries[0].step <= step < self.num_steps:
             raise IndexError(f"step {step} is not in {self.entries[0].step}..{self.num_steps - 1}")
-        entry = self.entries[bisect_right(self._first_steps, step) - 1]
+        entry = self.entry_at(step)
         start, stop = self._range(entry, step - entry.step)
         return BatchRange(step, start, stop, entry.recipe)
+
+    def changed(self, change: TimelineChange) -> Timeline:
+        """The timeline after a change; what lies before its step is untouched."""
+        return Timeline(
+            after(self.entries, change),
+            num_samples=self.num_samples,
+            last_batch=self.last_batch,
+            end_position=self.end_position,
+        )
 
     def start_of(self, step: int) -> int:
         """First position of the batch of `step`; the end of the stream for its last step's successor."""
         return self.batch(step).start if step < self.num_steps else self.end_position
 
+    def entry_at(self, step: int) -> TimelineEntry:
+        """The entry that a step stands under; the last one for steps past the end."""
+        return self.entries[max(0, bisect_right(self._first_steps, step) - 1)]
+
+    def step_from(self, position: int) -> int:
+        """The first step whose batch starts at this position or after it; num_steps if there is none."""
+        steps = range(self.entries[0].step, self.num_steps)
+        return steps.start + bisect_left(steps, position, key=lambda step: self.batch(step).start)
+
     def recipe_at(self, position: int) -> str:
         """The recipe's digest at a position of the stream."""
-        entries = [entry for entry in self.entries if entry.start <= position]
-        return entries[-1].recipe
+        return self.entries[max(0, bisect_right(self._starts, position) - 1)].recipe
 
     def _range(self, entry: TimelineEntry, number: int) -> tuple[int, int]:
         size, epoch_size = entry.batch_size, self.num_samples
@@ -104,6 +137,11 @@ class Timeline:
 
     def _per_epoch(self, num_samples: int, batch_size: int) -> int:
         return num_samples // batch_size if self.last_batch == "drop" else -(-num_samples // batch_size)
+
+
+def after(entries: Sequence[TimelineEntry], change: TimelineChange) -> tuple[TimelineEntry, ...]:
+    """The entries once the change is made."""
+    return (*(entry for entry in entries if entry.step < change.from_step), *change.entries)
 
 
 def slices_of(batch: BatchRange, slice_size: int) -> list[tuple[int, int]]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import signal
+import socket as plain_socket
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -25,6 +27,11 @@ Frame = bytes | memoryview
 
 RECONNECT_MS = 20
 """A dispatcher that is just starting is found within this time."""
+DATA_RECONNECT_MAX_MS = 1000
+"""A trainer listens before its stream is known; one that is gone is looked for ever less often."""
+MAX_IPC_PATH_NBYTES = 107
+"""sun_path holds 108 bytes with its terminating zero."""
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 DATA_HWM = 1000
 """Messages a PUSH or PULL socket may queue: a last resort, since the window bounds what is under way."""
 CONTROL_HWM = 10_000
@@ -53,6 +60,7 @@ class Context:
     def push(self, endpoint: str) -> Push:
         """A worker's data socket to one trainer, connecting."""
         socket = self._socket(zmq.PUSH, hwm=DATA_HWM, max_nbytes=MAX_SLICE_NBYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, DATA_RECONNECT_MAX_MS)
         _connect(socket, endpoint)
         return Push(socket)
 
@@ -182,10 +190,16 @@ class Waker:
             if not self._closed:
                 os.write(self._write_fd, b"\0")
 
-    def clear(self) -> None:
-        """Forget the wakes so far."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self.read_fd, 4096)
+    def clear(self) -> bytes:
+        """Forget the wakes so far; the numbers of the signals among them, and a zero for each other."""
+        try:
+            return os.read(self.read_fd, 4096)
+        except BlockingIOError:
+            return b""
+
+    def wake_on_signals(self) -> None:
+        """Every signal that has a Python handler wakes it, at once, even while the main thread is in foreign code."""
+        signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
 
     def close(self) -> None:
         """Release both ends; harmless when done twice."""
@@ -219,14 +233,51 @@ def _raw(source: _Socket | int) -> Any:
     return source if isinstance(source, int) else source.raw
 
 
+def check_endpoint(endpoint: str) -> None:
+    """ConfigError for an address that nobody may or can use: TCP beyond this machine, a path too long for a socket."""
+    scheme, separator, rest = endpoint.partition("://")
+    host = rest.rpartition(":")[0]
+    if not separator or scheme not in ("ipc", "tcp", "inproc") or not rest:
+        raise _refused(endpoint, "ipc://PATH or tcp://127.0.0.1:PORT", repr(endpoint), "")
+    if scheme == "tcp" and host not in LOOPBACK:
+        # Law 8: closed by default. Keys (CURVE) are to come; until then nobody listens to a network.
+        way_out = "use an ipc:// path, or tcp://127.0.0.1:PORT with a tunnel of yours between the machines"
+        raise _refused(endpoint, f"TCP on this machine only ({', '.join(LOOPBACK)})", host or "no port", way_out)
+    if scheme == "ipc" and rest[0] in "@*":
+        # An abstract socket has no owner and no permissions: everyone on the machine could connect.
+        raise _refused(endpoint, "the path of a socket file", repr(rest), "")
+    if scheme == "ipc" and (nbytes := len(os.fsencode(rest))) > MAX_IPC_PATH_NBYTES:
+        way_out = "choose a shorter path, such as one in $XDG_RUNTIME_DIR"
+        raise _refused(endpoint, f"a path of at most {MAX_IPC_PATH_NBYTES} bytes", f"{nbytes} bytes", way_out)
+
+
 def _bind(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    check_endpoint(endpoint)
+    path = endpoint.removeprefix("ipc://") if endpoint.startswith("ipc://") else ""
+    if path and _is_listened_to(path):
+        # ZeroMQ would take the path over, and the service there would be deaf from then on, without a word.
+        way_out = "use that service, stop it, or choose another address"
+        raise _refused(endpoint, "an address that is free", "another service listens there", way_out)
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:
         raise _bad_endpoint(endpoint, error) from error
 
 
+def _is_listened_to(path: str) -> bool:
+    with plain_socket.socket(plain_socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except BlockingIOError:
+            return True  # its queue is full: it is stopped, but it is there
+        except OSError:
+            return False  # no such file, or what a dead service left
+    return True
+
+
 def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
+    check_endpoint(endpoint)
     try:
         socket.connect(endpoint)
     except zmq.ZMQError as error:
@@ -234,13 +285,9 @@ def _connect(socket: zmq.Socket[bytes], endpoint: str) -> None:
 
 
 def _bad_endpoint(endpoint: str, error: zmq.ZMQError) -> ConfigError:
-    return ConfigError(
-        Problem(
-            file="endpoint",
-            line=0,
-            path=endpoint,
-            expected="an address that can be used here, such as ipc:///run/user/1000/headrace.sock",
-            got=str(error),
-            way_out="is another service using it? choose another address",
-        )
-    )
+    expected = "an address that can be used here, such as ipc:///run/user/1000/headrace.sock"
+    return _refused(endpoint, expected, str(error), "is another service using it? choose another address")
+
+
+def _refused(endpoint: str, expected: str, got: str, way_out: str) -> ConfigError:
+    return ConfigError(Problem(file="endpoint", line=0, path=endpoint, expected=expected, got=got, way_out=way_out))

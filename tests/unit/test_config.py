@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from pipeline.config import dump_chain, dump_job, is_job_file, load_chain, load_job, parse_yaml
 from pipeline.errors import ConfigError, Problem
+from pipeline.job import initial_workers, worker_bounds
 from pipeline.located import Located, ProblemList
 from pipeline.recipe import Chain, ChainNode, Decode, Recipe
 
@@ -116,6 +117,127 @@ def test_a_dumped_job_loads_to_the_same_job(job: Path) -> None:
     again = load_job(job.parent / "again.yaml")
     assert again.config == first.config
     assert again.train.digest == first.train.digest
+
+
+SCHEDULE = "[{from_epoch: 0, use: chains/train.yaml}, {from_epoch: 2, use: weak.yaml}, {from_epoch: 4, use: [Blur]}]"
+
+
+@pytest.fixture(name="scheduled_job")
+def _scheduled_job(job: Path) -> Path:
+    (job.parent / "weak.yaml").write_text("- Transpose\n")
+    job.write_text(JOB.replace("chain: chains/train.yaml", f"chain: {SCHEDULE}\n  epochs: 5"))
+    return job
+
+
+def test_a_schedule_gives_the_first_recipe_and_those_that_come_later(scheduled_job: Path) -> None:
+    """Each with the file it came from, which an edit of that file is matched with."""
+    loaded = load_job(scheduled_job)
+    folder = scheduled_job.parent
+    assert loaded.train.digest == Recipe(chain=load_chain(folder / "chains" / "train.yaml")).digest
+    assert (loaded.train_file, loaded.eval_file) == (str(folder / "chains/train.yaml"), "")
+    assert [(later.from_epoch, later.file) for later in loaded.later] == [(2, str(folder / "weak.yaml")), (4, "")]
+    assert [later.recipe.chain.nodes[0].name for later in loaded.later] == ["Transpose", "Blur"]
+
+
+def test_another_chain_of_a_job_has_the_jobs_decode_settings_and_plugins(job: Path) -> None:
+    (job.parent / "mine.py").write_text("")
+    loaded = load_job(job, ["decode.color=gray", "plugins=[mine.py]"])
+    again = loaded.recipe_of(load_chain(job.parent / "chains" / "train.yaml"))
+    assert again.digest == loaded.train.digest
+    assert again.decode.color == "gray"
+
+
+def test_a_dumped_schedule_loads_to_the_same_one(scheduled_job: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A run folder's job.yaml, in another place than the job file."""
+    first = load_job(scheduled_job)
+    elsewhere = tmp_path_factory.mktemp("run") / "job.yaml"
+    elsewhere.write_text(dump_job(first.config))
+    again = load_job(elsewhere)
+    assert again.config == first.config
+    assert [(later.from_epoch, later.recipe.digest, later.file) for later in again.later] == [
+        (later.from_epoch, later.recipe.digest, later.file) for later in first.later
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "path", "expected"),
+    [
+        ("[{from_epoch: 1, use: A}]", "train.chain[0].from_epoch", "0: the first entry"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 0, use: A}]", "train.chain[1].from_epoch", "more than 0"),
+        (
+            "[{from_epoch: 0, use: A}, {from_epoch: 3, use: A}, {from_epoch: 2, use: A}]",
+            "train.chain[2].from_epoch",
+            "more than 3",
+        ),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 5, use: A}]", "train.chain[1].from_epoch", "below 5"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: soon, use: A}]", "train.chain[1].from_epoch", "an epoch"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: -1, use: A}]", "train.chain[1].from_epoch", "an epoch"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: true, use: A}]", "train.chain[1].from_epoch", "an epoch"),
+        ("[{from_epoch: 0, use: A}, {use: A}]", "train.chain[1].from_epoch", "the epoch from which on"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 1}]", "train.chain[1].use", "the chain"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 1, use: A, until: 3}]", "train.chain[1]", "{from_epoch"),
+        ("[{from_epoch: 0, use: A}, HorizontalFlip]", "train.chain[1]", "{from_epoch"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 1, use: nowhere.yaml}]", "train.chain[1].use", "a chain file's path"),
+        ("[{from_epoch: 0, use: A}, {from_epoch: 1, use: 7}]", "train.chain[1].use", "a chain file's path"),
+        ("[{from_epoch: 0, use: [{Blur: 1}]}]", "train.chain[0].use[0].Blur", "a map of parameters"),
+    ],
+)
+def test_a_schedules_mistakes_are_located(scheduled_job: Path, schedule: str, path: str, expected: str) -> None:
+    text = schedule.replace("A}", "chains/train.yaml}").replace("A,", "chains/train.yaml,")
+    scheduled_job.write_text(scheduled_job.read_text().replace(SCHEDULE, text))
+    problem = refused(scheduled_job)[path]
+    assert (problem.file, problem.line) == (str(scheduled_job), 6)
+    assert problem.expected.startswith(expected)
+
+
+def test_only_the_train_stream_has_a_schedule(scheduled_job: Path) -> None:
+    """What evaluations say would change its meaning in the middle of a run."""
+    assert refused(scheduled_job, f"eval.chain={SCHEDULE}")["eval.chain"].got == "a schedule"
+
+
+def test_a_chain_file_that_is_named_twice_is_refused_once(scheduled_job: Path) -> None:
+    (scheduled_job.parent / "chains" / "train.yaml").write_text("- Blur: 1\n")
+    override = "train.chain=[{from_epoch: 0, use: chains/train.yaml}, {from_epoch: 1, use: chains/train.yaml}]"
+    with pytest.raises(ConfigError) as caught:
+        load_job(scheduled_job, [override])
+    assert [problem.path for problem in caught.value.problems] == ["chain[0].Blur"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "begins_with", "bounds"),
+    [
+        (["workers=3", "max_workers=5"], (3, False), (1, 5)),
+        (["workers=0", "max_workers=5"], (0, False), (1, 5)),
+        (["workers=auto", "max_workers=5"], (2, True), (1, 5)),
+        (["workers=auto", "max_workers=1"], (1, True), (1, 1)),
+        (["workers=auto", "min_workers=3", "max_workers=5"], (3, True), (3, 5)),
+    ],
+)
+def test_a_job_begins_within_the_bounds_of_its_workers(
+    job: Path, overrides: list[str], begins_with: tuple[int, bool], bounds: tuple[int, int]
+) -> None:
+    config = load_job(job, overrides).config
+    assert (initial_workers(config), worker_bounds(config)) == (begins_with, bounds)
+
+
+def test_without_a_bound_the_workers_may_be_twice_the_cores_or_as_many_as_were_asked_for(job: Path) -> None:
+    assert worker_bounds(load_job(job, ["workers=1000"]).config) == (1, 1000)
+    _, most = worker_bounds(load_job(job).config)
+    assert most >= 2
+
+
+@pytest.mark.parametrize("override", ["workers=-1", "workers=many", "workers=true", "workers=1.5", "workers=[1]"])
+def test_a_wrong_number_of_workers_is_one_problem(job: Path, override: str) -> None:
+    """Not one for each kind of value that would have been right."""
+    with pytest.raises(ConfigError) as caught:
+        load_job(job, [override])
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.expected) == ("workers", "a number of workers from 0, or auto")
+
+
+@pytest.mark.parametrize("others", [["min_workers=4"], ["workers=4"]])
+def test_bounds_that_leave_no_room_are_refused(job: Path, others: list[str]) -> None:
+    assert "at least 4" in refused(job, *others, "max_workers=3")["max_workers"].expected
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(job: Path) -> None:

@@ -53,6 +53,22 @@ def test_every_error_of_every_file_is_printed_and_the_exit_code_is_2(tmp_path: P
         assert place in wrong
 
 
+def test_every_chain_of_a_schedule_is_checked(tmp_path: Path) -> None:
+    """What epoch 8 uses is refused now, not after eight epochs."""
+    job, weak = tmp_path / "job.yaml", tmp_path / "weak.yaml"
+    schedule = "[{from_epoch: 0, use: [HorizontalFlip]}, {from_epoch: 1, use: weak.yaml}]"
+    job.write_text(GOOD_JOB.replace("[HorizontalFlip]", f"{schedule}, epochs: 2"))
+    weak.write_text("- Transpose\n")
+    code, printed, _ = run(job)
+    loaded = load_job(job)
+    assert code == 0
+    assert f"recipe {loaded.train.digest}, from epoch 1 {loaded.later[0].recipe.digest}," in printed
+    weak.write_text("- Transpos\n")
+    code, _, wrong = run(job)
+    assert code == 2
+    assert f"{weak}:1: chain[0].Transpos" in wrong
+
+
 def test_plugins_are_named_in_the_job_or_on_the_command_line(tmp_path: Path) -> None:
     plugin = tmp_path / "mine_for_check.py"
     plugin.write_text("import albumentations\n\nclass Mine(albumentations.HorizontalFlip):\n    pass\n")

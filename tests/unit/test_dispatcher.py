@@ -15,11 +15,13 @@ from pipeline import messages as m
 from pipeline.admission import MAX_WINDOW_SAMPLES
 from pipeline.dispatcher import Dispatcher
 from pipeline.leases import Leases
-from pipeline.recipe import BatchSpec, Chain, FieldSpec, Recipe
+from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Recipe
+from pipeline.service_messages import AskScale, AskStatus, AskStop, AskSwap, PoolBeat
 from pipeline.timeline import TimelineEntry
 from pipeline.wire import MAX_SLICE_SAMPLES, encode_message
 
 RECIPE = Recipe(chain=Chain(file="chain.yaml", nodes=()))
+OTHER = Recipe(chain=Chain(file="other.yaml", nodes=(ChainNode(name="HorizontalFlip"),)))
 BATCH_SPEC = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(2, 2, 3)),))
 FINGERPRINT = "numpy 2, probe 00ff"
 
@@ -65,6 +67,20 @@ def beat(number: int, **changes: typing.Any) -> m.StreamBeat:
     return msgspec.structs.replace(made, **changes)
 
 
+def swapped(step: int, recipe: Recipe = OTHER, batch_size: int = 8) -> m.StreamSpec:
+    """The stream, with another recipe from a step on."""
+    entry = TimelineEntry(start=8 * step, step=step, recipe=recipe.digest, batch_size=batch_size)
+    return spec(recipes=(RECIPE, recipe), timeline=(*spec().timeline, entry))
+
+
+def pool_beat(number: int, *workers: str, **changes: typing.Any) -> PoolBeat:
+    made = PoolBeat(
+        pool="p", host="here", pid=1, started_ns=100, number=number, size=2, min_workers=1, max_workers=8,
+        automatic=False, num_restarts=0, workers=workers,
+    )  # fmt: skip
+    return msgspec.structs.replace(made, **changes)
+
+
 def join(worker: str, fingerprint: str = FINGERPRINT) -> m.Join:
     return m.Join(worker=worker, host="here", pid=1, fingerprint=fingerprint, sources=("photos",))
 
@@ -106,7 +122,7 @@ def test_a_worker_is_told_what_a_stream_is_before_its_first_lease() -> None:
 def test_a_probe_is_asked_of_a_worker_and_its_answer_reaches_the_trainer() -> None:
     """Before it, the window is 0 and nothing is leased; the answer is told to workers that join later."""
     service = Service()
-    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
     service.hears("w1", join("w1"))
     assert len(service.sent_to("w1", m.Probe)) == 1
     assert service.sent_to("w1", m.Granted) == []
@@ -123,7 +139,7 @@ def test_a_probe_is_asked_of_a_worker_and_its_answer_reaches_the_trainer() -> No
 def probed_while_dying(cause: str, *, by_itself: bool) -> tuple[int, m.Probed]:
     """How many workers died of a probe until it was refused, and the refusal."""
     service = Service()
-    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
     for number in range(10):
         service.hears(f"w{number}", join(f"w{number}"))
         assert len(service.sent_to(f"w{number}", m.Probe)) == 1
@@ -144,7 +160,7 @@ def test_a_probe_is_refused_after_two_crashes_or_five_kills_from_outside() -> No
 def test_a_probe_whose_question_or_answer_was_lost_is_repeated_until_the_trainer_knows() -> None:
     """Each of AskProbe, Probe, ProbeAnswer and Probed may be lost once; the stream must not wait for ever."""
     service = Service()
-    ask = m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest)
+    ask = m.AskProbe(stream="s", incarnation=1, recipe=RECIPE)
     service.hears("s#1", register(window=0), ask)
     service.hears("w1", join("w1"))
     for number in range(6):
@@ -181,7 +197,7 @@ def test_a_worker_that_never_heard_of_a_stream_is_told_again_and_its_lease_is_gi
 def test_a_worker_that_was_to_probe_a_stream_it_never_heard_of_is_asked_again() -> None:
     """The lost OpenStream may have stood before a probe as well."""
     service = Service()
-    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
     service.hears("w1", join("w1"), m.AskStream(worker="w1", stream="s", incarnation=1))
 
     kinds = [type(message) for message in service.sent[b"w1"]]
@@ -259,7 +275,7 @@ def test_a_registration_of_an_older_incarnation_evicts_nobody_and_is_answered() 
 def test_a_probe_that_could_not_read_is_asked_of_another_worker_and_refused_after_three() -> None:
     """A stale file handle on one machine is neither the chain's fault nor the end of the job."""
     service = Service()
-    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE.digest))
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
     service.hears("w1", join("w1"))
     service.hears("w2", join("w2"))
     failed = m.ProbeFailed(worker="w1", stream="s", incarnation=1, recipe=RECIPE.digest, cause="stale file handle")
@@ -400,7 +416,7 @@ def test_trainers_hear_about_the_service_every_second() -> None:
 
 
 SMALL = st.integers(-2, 12)
-NAMES = st.sampled_from(["w1", "w2", "s", "s#1"])
+NAMES = st.sampled_from(["w1", "w2", "s", "s#1", "s#2"])
 HERE = {"stream": st.just("s"), "incarnation": st.sampled_from([1, 2])}
 SAID = st.one_of(
     st.builds(join, NAMES),
@@ -409,7 +425,7 @@ SAID = st.one_of(
         m.StreamBeat, **HERE, number=SMALL, head_step=SMALL, arrived=st.binary(max_size=9), window=SMALL,
         quarantined=st.dictionaries(SMALL, SMALL, max_size=2),
     ),
-    st.builds(m.AskProbe, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"])),
+    st.builds(m.AskProbe, **HERE, recipe=st.sampled_from([RECIPE, OTHER])),
     st.builds(m.StreamGoodbye, **HERE),
     st.builds(m.WorkerBeat, worker=NAMES, number=SMALL, received=SMALL, holding=st.lists(SMALL, max_size=3).map(tuple)),
     st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, cause=st.just("I/O error")),
@@ -425,6 +441,20 @@ SAID = st.one_of(
         position=st.integers(-2, 70),
     ),
     st.builds(m.Registered, **HERE),
+    st.builds(m.Leaving, worker=NAMES),
+    st.builds(m.OperationAnswer, **HERE, operation=NAMES, done=st.booleans(), text=st.just("")),
+    st.builds(
+        register, window=SMALL, incarnation=HERE["incarnation"], head_step=SMALL, revision=SMALL,
+        spec=st.builds(swapped, st.integers(1, 9), batch_size=st.integers(1, 9)) | st.builds(spec, slice_size=SMALL),
+    ),
+    st.builds(
+        pool_beat, SMALL, NAMES, pool=NAMES, started_ns=SMALL, size=SMALL, min_workers=SMALL, max_workers=SMALL,
+        automatic=st.booleans(),
+    ),
+    st.builds(AskScale, operation=NAMES, pool=NAMES | st.just(""), num_workers=SMALL, automatic=st.booleans()),
+    st.builds(AskSwap, operation=NAMES, stream=NAMES | st.just("")),
+    st.builds(AskStop, operation=NAMES),
+    st.builds(AskStatus, operation=NAMES),
 )  # fmt: skip
 
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.lateness import Lateness
 from pipeline.lease_events import (
     Action,
     AskToJoin,
     AskToRegister,
     Condemn,
+    Dismiss,
     Grant,
     ReportLost,
     Retire,
@@ -23,10 +27,12 @@ from pipeline.lease_events import (
     WorkerBeaten,
     WorkerGone,
     WorkerJoined,
+    WorkerLeaving,
 )
-from pipeline.leases import LEASES_IN_HAND, Leases
+from pipeline.lease_workers import LEASES_IN_HAND
+from pipeline.leases import Leases
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
-from tests.laws import LossySystem
+from tests.laws import Faults, LossySystem
 
 
 def timeline(num_samples: int = 64, batch_size: int = 8, epochs: int = 1, last_batch: LastBatch = "drop") -> Timeline:
@@ -68,21 +74,27 @@ def ranges(actions: list[Action]) -> list[tuple[str, int, int]]:
     return [(a.worker, a.lease.start, a.lease.stop) for a in actions if isinstance(a, Grant)]
 
 
-@settings(max_examples=60, deadline=None)
+LINKS = {
+    "seed": st.integers(0, 2**32),
+    "num_samples": st.integers(1, 50),
+    "batch_size": st.integers(1, 12),
+    "slice_size": st.integers(1, 16),
+    "window": st.integers(1, 4),
+    "num_workers": st.integers(1, 4),
+    "last_batch": st.sampled_from(["keep", "wrap"]),
+}
+
+
+@settings(max_examples=50, deadline=None)
 @given(
-    seed=st.integers(0, 2**32),
-    num_samples=st.integers(1, 50),
-    batch_size=st.integers(1, 12),
-    slice_size=st.integers(1, 16),
-    window=st.integers(1, 4),
-    num_workers=st.integers(1, 4),
+    **LINKS,
     drop=st.sampled_from([0.0, 0.05, 0.3]),
     kill=st.sampled_from([0.0, 0.02]),
+    leave=st.sampled_from([0.0, 0.02]),
     silence=st.sampled_from([0.0, 0.005]),
     restart=st.sampled_from([0.0, 0.01]),
     flaky=st.sampled_from([0.0, 0.1]),
     bad=st.integers(0, 3),
-    last_batch=st.sampled_from(["keep", "wrap"]),
 )
 def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
     seed: int,
@@ -91,28 +103,63 @@ def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorder
     slice_size: int,
     window: int,
     num_workers: int,
-    drop: float,
-    kill: float,
-    silence: float,
-    restart: float,
-    flaky: float,
-    bad: int,
     last_batch: LastBatch,
+    bad: int,
+    **likely: float,
 ) -> None:
     """Exactly once, in order, inside the window, and always to the end while one worker lives, whatever else happens:
-    workers condemned and back again, dispatchers that start anew, reads that fail for a time or for ever. What was
-    quarantined is what was used: a replay substitutes the same samples."""
+    workers condemned and back again, workers that leave, dispatchers that start anew, reads that fail for a time or for
+    ever. What was quarantined is what was used: a replay substitutes the same samples."""
     plan, coin = timeline(num_samples, batch_size, epochs=2, last_batch=last_batch), random.Random(seed)
     unreadable = frozenset(coin.sample(range(2 * num_samples), min(bad, num_samples)))
-    system = LossySystem(
-        plan, window, slice_size, coin, drop=drop, kill=kill, silence=silence, restart=restart,
-        unreadable=unreadable, flaky=flaky,
-    )  # fmt: skip
+    system = LossySystem(plan, window, slice_size, coin, Faults(unreadable=unreadable, **likely))
     system.run(num_workers, max_s=3000.0)
-    assert list(range(2 * num_samples)) == sorted(system.placed)
-    assert list(range(plan.num_steps)) == system.taken
-    assert system.quarantined == {position: attempt for position, attempt in system.placed_attempt.items() if attempt}
-    assert unreadable <= set(system.quarantined)
+    assert list(range(2 * num_samples)) == sorted(system.trainer.placed)
+    assert list(range(plan.num_steps)) == [batch.step for batch in system.delivered]
+    used = {position: attempt for position, attempt in system.trainer.placed_attempt.items() if attempt}
+    assert used == system.disk.quarantined
+    assert unreadable <= set(used)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    **LINKS,
+    drop=st.sampled_from([0.0, 0.05, 0.3]),
+    kill=st.sampled_from([0.0, 0.02]),
+    leave=st.sampled_from([0.0, 0.01]),
+    silence=st.sampled_from([0.0, 0.005]),
+    restart=st.sampled_from([0.0, 0.01, 0.03]),
+    resume=st.sampled_from([0.0, 0.01]),
+    swap=st.sampled_from([0.02, 0.1, 1.0]),
+    crash_in_swap=st.sampled_from([0.0, 0.2]),
+    other_batch_size=st.sampled_from([0.0, 0.5]),
+)
+def test_no_batch_mixes_recipes_and_no_boundary_moves_whoever_is_restarted(
+    seed: int,
+    num_samples: int,
+    batch_size: int,
+    slice_size: int,
+    window: int,
+    num_workers: int,
+    last_batch: LastBatch,
+    **likely: float,
+) -> None:
+    """The dispatcher's and the receiver's cores, joined: chains are swapped, the trainer is killed and resumes from
+    earlier steps, its frames of earlier lives still arrive, the dispatcher forgets everything. What the timeline on
+    disk says in the end is what every life of the trainer delivered, each batch once and in order."""
+    plan, coin = timeline(num_samples, batch_size, epochs=3, last_batch=last_batch), random.Random(seed)
+    system = LossySystem(plan, window, slice_size, coin, Faults(**likely))
+    system.run(num_workers, max_s=3000.0)
+    final = system.disk.timeline
+    for trainer in (*system.past, system.trainer):
+        steps = [batch.step for batch in trainer.taken]
+        assert steps == list(range(steps[0], steps[0] + len(steps))) if steps else True
+        assert len(trainer.placed) == len(set(trainer.placed))
+    for batch in system.delivered:
+        assert batch == final.batch(batch.step)
+    assert {batch.step for batch in system.delivered} == set(range(final.num_steps))
+    covered = sorted(place for batch in set(system.delivered) for place in range(batch.start, batch.stop))
+    assert covered == list(range(3 * num_samples))
 
 
 def test_work_is_shared_and_bounded_by_the_window() -> None:
@@ -123,7 +170,7 @@ def test_work_is_shared_and_bounded_by_the_window() -> None:
     assert [("a", 0, 4), ("b", 4, 8), ("a", 8, 12), ("b", 12, 16)] == granted
     more = leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
     assert [] == ranges(more), "the window is used up, not the worker"
-    assert [("a", 16, 20), ("a", 20, 24)] == ranges(leases.step(beaten(1, head_step=1, arrived=0xFF), 0.2))
+    assert [("a", 16, 20), ("b", 20, 24)] == ranges(leases.step(beaten(1, head_step=1, arrived=0xFF), 0.2))
 
 
 def test_a_worker_never_has_more_than_its_leases_in_hand() -> None:
@@ -243,6 +290,133 @@ def test_a_slice_of_which_a_part_has_arrived_is_leased_without_it() -> None:
     leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
     again = leases.step(beaten(1, arrived=0b10011101, window=1), 2.5) + leases.step(Ticked(), 2.6)
     assert [("a", 1, 2), ("a", 5, 7)] == ranges(again), "also when the part arrives while it is leased"
+
+
+def swapped(step: int, recipe: str = "new", batch_size: int = 8) -> Timeline:
+    change = TimelineEntry(start=8 * step, step=step, recipe=recipe, batch_size=batch_size)
+    return Timeline([*timeline().entries, change], num_samples=64, last_batch="drop", end_position=64)
+
+
+def grants(actions: list[Action]) -> list[tuple[str, int, str]]:
+    return [(a.worker, a.lease.start, a.lease.recipe) for a in actions if isinstance(a, Grant)]
+
+
+def test_a_changed_timeline_ends_leases_of_the_old_recipe_and_no_others() -> None:
+    """What is made of them is dropped by the trainer; what lies before the boundary goes on."""
+    leases = Leases()
+    for name in "abc":
+        leases.step(joined(name), 0.0)
+    leases.step(registered(window=4), 0.0)
+    stream = leases.streams["s", 1]
+    assert 3 == stream.unleased_step
+    registration = registered(window=4)
+    changed = replace(registration, timeline=swapped(2), revision=1)
+    for name in "abc":
+        leases.step(WorkerBeaten(worker=name, number=1, received=2, holding=(1, 2)), 0.1)
+    assert [] == grants(leases.step(changed, 0.1)), "all have two leases in hand, void or not"
+    assert [(0, 4), (4, 8), (8, 12), (12, 16)] == sorted(stream.leased)
+    again = leases.step(WorkerBeaten(worker="a", number=2, received=2, holding=()), 0.2)
+    assert [("a", 16, "new"), ("a", 20, "new")] == grants(again)
+    leases.step(registration, 0.3)
+    assert 1 == stream.revision, "an older registration that was late on its way changes nothing"
+
+
+def test_a_dispatcher_with_an_older_timeline_asks_for_the_newer_one() -> None:
+    """A registration may be lost where the link loses messages: beats would be about a timeline nobody knows here."""
+    leases = Leases()
+    leases.step(registered(), 0.0)
+    assert [AskToRegister(stream=("s", 1))] == leases.step(replace(beaten(1), revision=1), 0.1)
+
+
+def test_a_late_lease_of_the_head_batch_goes_to_an_idle_worker_once() -> None:
+    """A worker that is stopped for ten seconds must not hold the training loop for as long."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=2, slice_size=8), 0.0)
+    leases.step(joined("b"), 0.0)
+    leases.step(WorkerBeaten(worker="b", number=1, received=0, holding=()), 0.5)
+    assert [] == ranges(leases.step(Ticked(), 0.9)), "before eight arrivals late means a second"
+    leases.step(beaten(1), 1.0)
+    assert [("b", 0, 8)] == ranges(leases.step(Ticked(), 1.1))
+    assert [] == ranges(leases.step(Ticked(), 1.2)), "two copies at most; the second batch is not waited for yet"
+    assert 1 == leases.streams["s", 1].num_hedged
+    leases.step(WorkerBeaten(worker="b", number=2, received=1, holding=()), 1.3)
+    leases.step(beaten(2, head_step=1), 1.4)
+    assert (0, 1) == (leases.workers["a"].num_delivered, leases.workers["b"].num_delivered), "who sent it is known"
+    assert {(8, 16), (16, 24)} == set(leases.streams["s", 1].leased)
+
+
+def test_the_end_of_one_copy_of_a_hedged_lease_changes_nothing_while_the_other_lives() -> None:
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    leases.step(joined("b"), 0.0)
+    leases.step(beaten(1, window=1), 1.0)
+    assert [("b", 0, 8)] == ranges(leases.step(Ticked(), 1.1))
+    assert [] == leases.step(WorkerGone(worker="a", cause="SIGKILL", blame=True), 1.2)
+    assert ["b"] == [copy.worker for copy in leases.streams["s", 1].leased[0, 8]]
+    assert [("c", 0, 8)] == ranges(
+        [*leases.step(WorkerGone(worker="b", cause="SIGKILL", blame=True), 1.3), *leases.step(joined("c"), 1.4)]
+    )
+
+
+def test_nothing_is_hedged_while_its_trainer_is_silent() -> None:
+    """A trainer that is stopped can't say that the slice has arrived."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    leases.step(WorkerBeaten(worker="a", number=1, received=1, holding=(1,)), 0.1)
+    leases.step(joined("b"), 0.1)
+    assert [] == ranges(leases.step(Ticked(), 4.0))
+    leases.step(beaten(1, window=1), 4.1)
+    assert [("b", 0, 8)] == ranges(leases.step(Ticked(), 4.2))
+
+
+def test_what_is_late_follows_from_what_came_before() -> None:
+    """Three times the 95th percentile, and not less than the grain of beats."""
+    lateness = Lateness()
+    for _ in range(7):
+        lateness.arrived("r", 0.2)
+    assert 1.0 == lateness.late_s("r")
+    lateness.arrived("r", 0.2)
+    assert 0.6 == pytest.approx(lateness.late_s("r"))
+    for _ in range(64):
+        lateness.arrived("r", 0.001)
+    assert 0.1 == lateness.late_s("r")
+    lateness.keep({"other"})
+    assert 1.0 == lateness.late_s("r")
+
+
+def test_a_leaving_worker_finishes_what_it_holds_and_is_dismissed_when_it_has_arrived() -> None:
+    """It would lose what it has sent if it closed its sockets earlier."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=2, slice_size=8), 0.0)
+    assert [] == leases.step(WorkerLeaving(worker="a"), 0.1)
+    leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.2)
+    assert [] == leases.step(WorkerLeaving(worker="a"), 0.3)
+    assert [] == leases.step(beaten(1, head_step=2), 0.4), "no further lease"
+    assert [Dismiss(worker="a")] == leases.step(Ticked(), 0.5)
+    assert [Dismiss(worker="a")] == leases.step(WorkerLeaving(worker="a"), 0.6), "again, until it has heard it"
+    assert [Condemn(worker="a", in_peace=True)] == leases.step(Ticked(), 11.0)
+    assert [Dismiss(worker="z")] == leases.step(WorkerLeaving(worker="z"), 12.0), "nobody waits for who is not known"
+
+
+def test_nobody_is_condemned_before_the_socket_is_drained() -> None:
+    """Beats may wait there; but time passes for all else."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    assert [] == leases.step(Ticked(drained=False), 100.0)
+    assert {"a"} == set(leases.workers)
+
+
+def test_a_lease_that_was_lost_with_its_stream_does_not_occupy_its_worker() -> None:
+    """It was granted, lost on the way, and the stream ended before anybody noticed."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(), 0.0)
+    leases.step(StreamLeft(stream=("s", 1)), 0.1)
+    assert [("a", 0, 4), ("a", 4, 8)] == ranges(leases.step(registered(incarnation=2), 0.2))
 
 
 def test_an_older_incarnation_evicts_nobody() -> None:

@@ -9,8 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.messages import Lease, SliceHeader
+from pipeline.messages import Lease
 from pipeline.reassembly import Dropped, Placement, Reassembly
+from pipeline.slice_header import SliceHeader
+from pipeline.swaps import swap_by_command
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry, slices_of
 from tests.laws import header_of
 
@@ -120,6 +122,40 @@ def test_every_batch_is_taken_once_in_order_and_the_bitmap_tells_what_is_here(
             taken.append(head.step)
     assert taken == list(range(head_step, timeline.num_steps))
     assert reassembly.arrived() == b""
+
+
+@settings(max_examples=200, deadline=None)
+@given(seed=st.integers(0, 2**32), window=st.integers(1, 6), taken=st.integers(0, 2))
+def test_a_change_of_the_timeline_leaves_what_has_arrived_and_recuts_the_rest(
+    seed: int, window: int, taken: int
+) -> None:
+    """From the first untouched step on only slices of the new recipe fit; before it only those of the old."""
+    coin, old = random.Random(seed), make_timeline()
+    reassembly = make_reassembly(old, window)
+    for step in range(taken):
+        arrive(reassembly, *old.batch(step)[1:3])
+        reassembly.take_head()
+    in_window = range(taken, min(taken + window, old.num_steps))
+    arrived = [part for step in in_window for part in slices_of(old.batch(step), 2) if coin.random() < 0.3]
+    assert all(arrive(reassembly, start, stop) for start, stop in arrived)
+    reassembly.place(header(*old.batch(in_window[-1])[1:3]))  # a look alone touches nothing
+    boundary = reassembly.first_untouched_step()
+    assert boundary == max(
+        (step + 1 for step in in_window for start, _ in arrived if start in range(*old.batch(step)[1:3])),
+        default=taken,
+    )
+    bitmap = reassembly.arrived()
+    change = swap_by_command(old, boundary, "new", "new.yaml", "a test")
+    assert change is not None
+    reassembly.change(old.changed(change))
+    assert reassembly.arrived() == bitmap
+    until = min((entry.step for entry in old.entries if entry.step > boundary), default=old.num_steps)
+    for step in in_window:
+        start, stop = old.batch(step)[1:3]
+        fits = {recipe: reassembly.place(header(start, stop, recipe)) for recipe in ("r", "new")}
+        is_new = boundary <= step < until
+        assert fits["r" if is_new else "new"] == Dropped("wrong_recipe")
+        assert fits["new" if is_new else "r"] != Dropped("wrong_recipe")
 
 
 def test_its_size_is_bounded_by_the_window() -> None:

@@ -7,18 +7,18 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import json_lines
+from pipeline import checkpoint_folder, json_lines
 from pipeline.config import load_chain
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import JsonLines, encode_line, read_lines
 from pipeline.recipe import Chain, ChainNode, Recipe
 from pipeline.run_folder import RunFolder
-from pipeline.timeline import TimelineEntry
+from pipeline.run_history import read_changes
+from pipeline.timeline import TimelineChange, TimelineEntry
 
 plain_values = st.recursive(
     st.none()
@@ -154,16 +154,17 @@ def test_a_new_folder_holds_what_was_written_to_it(exists, tmp_path):
     if exists:
         path.mkdir(parents=True)
     with RunFolder.create(path, "name: mine\n") as folder:
-        folder.append_timeline(TimelineEntry(start=0, step=0, recipe="abc", batch_size=4))
+        entry = TimelineEntry(start=0, step=0, recipe="abc", batch_size=4)
+        folder.append_timeline(TimelineChange(from_step=0, entries=(entry,), why="start"))
         folder.append_quarantine({"index": 7})
         folder.append_event("started", workers=2)
         folder.append_metrics({"step": 0, "loss": 1.5})
     assert (path / "job.yaml").read_text() == "name: mine\n"
-    timeline = {"attempt": 1, "start": 0, "step": 0, "recipe": "abc", "batch_size": 4}
-    assert read_lines(path / "timeline.jsonl") == [timeline]
+    (change,) = read_changes(path)
+    assert (change.from_step, change.entries, change.why) == (0, (entry,), "start")
     assert read_lines(path / "quarantine.jsonl") == [{"attempt": 1, "index": 7}]
     assert read_lines(path / "metrics.jsonl") == [{"attempt": 1, "step": 0, "loss": 1.5}]
-    (event,) = read_lines(path / "journal.jsonl")
+    _, event = read_lines(path / "journal.jsonl")
     assert (event["action"], event["workers"]) == ("started", 2)
     assert not list(path.rglob(".*"))
 
@@ -232,7 +233,7 @@ def test_a_checkpoint_is_whole_and_names_the_digest_of_each_file(tmp_path):
     with RunFolder.create(tmp_path / "run", "job\n") as folder:
         path = folder.write_checkpoint(200, {"model.pt": lambda file: file.write_bytes(b"abc") and None}, {"step": 200})
     assert path == tmp_path / "run" / "checkpoints" / "step-00000200"
-    state = msgspec.json.decode((path / "state.json").read_bytes())
+    state = checkpoint_folder.read_state(path)
     abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert state == {"step": 200, "files_sha256": {"model.pt": abc}}
     assert sorted(each.name for each in path.parent.iterdir()) == ["step-00000200"]

@@ -1,0 +1,127 @@
+"""Following the job: what became of its chains, schedule and batch size while a run was down.
+
+In:  the run's timeline and how it came about, the job's schedule as it is now, the first batch never delivered.
+Out: one `TimelineChange` at that batch, or None where the timeline says the same.
+Pure. A live swap holds as it would have in a running job; what was delivered is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
+
+START = "start"
+"""Why the first change of a run was made."""
+GIVEN = "timeline of an earlier run"
+"""... where it was given one: such a run follows no job, however often it is resumed."""
+RESCHEDULED = "resume with another chain or schedule"
+
+
+def followed(
+    timeline: Timeline, changes: Sequence[TimelineChange], job: Sequence[TimelineEntry], free_from_step: int
+) -> TimelineChange | None:
+    """What a resume writes before its first batch.
+
+    timeline: the run's, with the job's present end; changes: all that the run wrote, oldest first;
+    job: the entries that a new run of the job would begin with.
+    """
+    base = next((change for change in reversed(changes) if change.why.startswith((START, RESCHEDULED))), None)
+    if base is None or free_from_step >= timeline.num_steps:
+        return None
+    here, start = timeline.entry_at(free_from_step), timeline.start_of(free_from_step)
+    present = msgspec.structs.replace(here, start=start, step=free_from_step)
+    later = [entry for entry in timeline.entries if entry.step > free_from_step]
+    before, now = _slots(base.entries, timeline), _slots(_from(job, base.entries[0].start), timeline)
+    whys: list[str] = []
+    files: dict[str, str] = {}
+    if any(now.get(epoch) != chain for epoch, chain in before.items()):
+        present, *later = _from(job, start)
+        whys, files = [RESCHEDULED], files_of(job)
+    else:
+        files = _edited(changes, files_of(job))
+        whys = [f"edit of {file} while the run was down" for file in files]
+        present, *later = (
+            msgspec.structs.replace(entry, recipe=files.get(entry.file, entry.recipe)) for entry in (present, *later)
+        )
+        standing = {(_epoch(entry, timeline), entry.file or entry.recipe) for entry in later}
+        new = [entry for entry in job[1:] if _epoch(entry, timeline) not in before and entry.start > start]
+        later += [entry for entry in new if (_epoch(entry, timeline), entry.file or entry.recipe) not in standing]
+        later.sort(key=lambda entry: entry.start)
+    batch_size = job[0].batch_size
+    if batch_size != here.batch_size:
+        whys.append(f"resume with batch_size {batch_size}")
+    first = msgspec.structs.replace(present, start=start, step=free_from_step, batch_size=batch_size)
+    entries = _cut(timeline, first, [_at_epoch(entry, now, timeline) for entry in later])
+    if _says_the_same(timeline, entries):
+        return None
+    return TimelineChange(
+        from_step=free_from_step, entries=entries, why="; ".join(whys) or "resume with more epochs", files=files
+    )
+
+
+def files_of(job: Sequence[TimelineEntry]) -> dict[str, str]:
+    """The job's chain files -> digest of the recipe that each holds; chains inside the job file are not among them."""
+    return {entry.file: entry.recipe for entry in job if entry.file}
+
+
+def _edited(changes: Sequence[TimelineChange], job: Mapping[str, str]) -> dict[str, str]:
+    """Files of the job that hold another recipe than when they were read last."""
+    read: dict[str, str] = {}
+    for change in changes:
+        read.update(change.files)
+    return {file: recipe for file, recipe in job.items() if read.get(file, recipe) != recipe}
+
+
+def _slots(entries: Sequence[TimelineEntry], timeline: Timeline) -> dict[int, str]:
+    """Which chain (its file; the digest of one inside the job) stands from which epoch on; -1 for the first."""
+    first, *later = entries
+    return {-1: first.file or first.recipe} | {_epoch(entry, timeline): entry.file or entry.recipe for entry in later}
+
+
+def _epoch(entry: TimelineEntry, timeline: Timeline) -> int:
+    return entry.start // timeline.num_samples
+
+
+def _from(entries: Sequence[TimelineEntry], start: int) -> tuple[TimelineEntry, ...]:
+    """The entry in force at a position, and all after it."""
+    later = [entry for entry in entries if entry.start > start]
+    return (entries[len(entries) - len(later) - 1], *later)
+
+
+def _at_epoch(entry: TimelineEntry, slots: Mapping[int, str], timeline: Timeline) -> TimelineEntry:
+    """A scheduled entry belongs to its epoch, whose first batch may begin elsewhere once batches are cut anew."""
+    epoch, offset = divmod(entry.start, timeline.num_samples)
+    is_scheduled = slots.get(epoch) == (entry.file or entry.recipe) and offset < entry.batch_size
+    return msgspec.structs.replace(entry, start=epoch * timeline.num_samples) if is_scheduled else entry
+
+
+def _cut(timeline: Timeline, first: TimelineEntry, later: Sequence[TimelineEntry]) -> tuple[TimelineEntry, ...]:
+    """The entries with the first one's batch size, each from the first batch that begins where it does, or after."""
+    entries = [first]
+    for entry in later:
+        made = _timeline(timeline, entries)
+        step = made.step_from(max(entry.start, first.start))
+        if step < made.num_steps:
+            moved = msgspec.structs.replace(entry, start=made.start_of(step), step=step, batch_size=first.batch_size)
+            entries = [*(earlier for earlier in entries if earlier.step < step), moved]
+    return tuple(entries)
+
+
+def _timeline(timeline: Timeline, entries: Sequence[TimelineEntry]) -> Timeline:
+    return Timeline(
+        entries,
+        num_samples=timeline.num_samples,
+        last_batch=timeline.last_batch,
+        end_position=timeline.end_position,
+    )
+
+
+def _says_the_same(timeline: Timeline, entries: Sequence[TimelineEntry]) -> bool:
+    first, *later = entries
+    here = timeline.entry_at(first.step)
+    return (first.recipe, first.file, first.batch_size) == (here.recipe, here.file, here.batch_size) and later == [
+        entry for entry in timeline.entries if entry.step > first.step
+    ]

@@ -1,0 +1,117 @@
+"""run.lock: who writes a run's folder, and how operators reach that process.
+
+In:  a run's folder.
+Out: the lock, held until its process ends, however it ends; or the `LiveRun` that holds it.
+Never waits for a lock that another process holds.
+
+The file has three lines: the process id, the dispatcher's endpoint, the train stream's name; the last two are empty
+until the services run.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import ConfigError, Problem
+from pipeline.json_lines import write_failure
+
+LOCK_NAME = "run.lock"
+_MAX_NBYTES = 4096
+_LOOK_S = 0.2
+"""How long another's look at the lock (`live_run`) may take; it is given back within microseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveRun:
+    """A run that is going on."""
+
+    pid: int
+    endpoint: str
+    """Of its dispatcher; "" while its services start."""
+    stream: str
+    """Its train stream's name; "" while its services start."""
+
+
+class RunLock:
+    """Held by one process at a time; it ends with the process, and no child inherits it."""
+
+    def __init__(self, folder: Path) -> None:
+        """Takes the lock; ConfigError that names the holder if there is one."""
+        path = folder / LOCK_NAME
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        give_up_s = time.monotonic() + _LOOK_S
+        while True:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > give_up_s:
+                    holder = _read(self._descriptor)[0] or "unknown"
+                    os.close(self._descriptor)
+                    raise _is_held(folder, holder) from None
+                time.sleep(0.01)
+        self._path = path
+        try:
+            self.publish("", "")
+        except BaseException:
+            self.release()
+            raise
+
+    def publish(self, endpoint: str, stream: str) -> None:
+        """From now on `live_run` gives these."""
+        text = f"{os.getpid()}\n{endpoint}\n{stream}\n".encode()
+        try:
+            os.pwrite(self._descriptor, text, 0)
+            os.ftruncate(self._descriptor, len(text))
+        except OSError as error:
+            raise write_failure(self._path, error) from error
+
+    def release(self) -> None:
+        os.close(self._descriptor)
+
+
+def live_run(folder: Path) -> LiveRun:
+    """The run that goes on in a folder; ConfigError if none does."""
+    try:
+        descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        got = "no such folder" if not folder.exists() else f"{LOCK_NAME}: {error.strerror}"
+        raise _not_running(folder, got, "name the folder of a run, such as runs/NAME") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid, endpoint, stream = _read(descriptor)
+        return LiveRun(pid=int(pid) if pid.isdigit() else 0, endpoint=endpoint, stream=stream)
+    else:
+        raise _not_running(folder, "a run that has ended", "headrace train JOB --resume continues it")
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int) -> tuple[str, str, str]:
+    lines = os.pread(descriptor, _MAX_NBYTES, 0).decode(errors="replace").split("\n")
+    pid, endpoint, stream = (*lines, "", "", "")[:3]
+    return pid.strip(), endpoint, stream
+
+
+def _is_held(folder: Path, holder: str) -> ConfigError:
+    return ConfigError(
+        Problem(
+            file=str(folder),
+            line=0,
+            path="",
+            expected="a run folder that no process is writing",
+            got=f"the folder of a run that is going on (process {holder})",
+            way_out="name another with --run-dir, or stop that one first: headrace stop --run-dir",
+        )
+    )
+
+
+def _not_running(folder: Path, got: str, way_out: str) -> ConfigError:
+    return ConfigError(
+        Problem(file=str(folder), line=0, path="", expected="a run that is going on", got=got, way_out=way_out)
+    )

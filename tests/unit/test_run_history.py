@@ -1,0 +1,200 @@
+"""What a run's folder says of its past, and how its damage is told."""
+
+import json
+
+import pytest
+
+from pipeline.config import dump_job, load_job
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.resume import choose_checkpoint, require_one_timeline
+from pipeline.run_folder import RunFolder, live_run
+from pipeline.run_history import (
+    job_text,
+    load_recipe,
+    load_run_job,
+    read_changes,
+    read_metrics,
+    read_quarantine,
+    read_timeline,
+)
+from pipeline.timeline import TimelineChange, TimelineEntry
+
+JOB = """
+sources: {digits: {kind: digits}}
+plugins: [mine.py]
+train:
+  source: digits
+  epochs: 3
+  chain: [{from_epoch: 0, use: strong.yaml}, {from_epoch: 1, use: [Blur]}, {from_epoch: 2, use: weak.yaml}]
+eval: {source: digits, chain: eval.yaml}
+"""
+
+
+@pytest.fixture
+def job_file(tmp_path):
+    (tmp_path / "mine.py").write_text("ONE = 1\n")
+    for name, chain in (("strong", ["Affine"]), ("weak", ["HorizontalFlip"]), ("eval", [])):
+        (tmp_path / f"{name}.yaml").write_text(json.dumps([*chain, "Normalize", "ToTensorV2"]))
+    (tmp_path / "job.yaml").write_text(JOB)
+    return tmp_path / "job.yaml"
+
+
+def new_run(job, path):
+    folder = RunFolder.create(path, job_text(job, dump_job(job.config)))
+    for recipe in (job.train, *(later.recipe for later in job.later), job.eval):
+        folder.write_recipe(recipe)
+    return folder
+
+
+def entry(step, recipe="aa", start=None):
+    return TimelineEntry(start=4 * step if start is None else start, step=step, recipe=recipe, batch_size=4)
+
+
+def change(*entries, why="start"):
+    return TimelineChange(from_step=entries[0].step, entries=entries, why=why)
+
+
+def test_the_runs_job_is_the_one_it_was_begun_with_whatever_became_of_its_chain_files(job_file, tmp_path):
+    job = load_job(job_file)
+    new_run(job, tmp_path / "run").close()
+    (tmp_path / "strong.yaml").write_text(json.dumps(["Normalize"]))
+    (tmp_path / "weak.yaml").unlink()
+    again = load_run_job(tmp_path / "run")
+    assert again.config == job.config
+    assert (again.train.digest, again.eval.digest) == (job.train.digest, job.eval.digest)
+    assert (again.train_file, again.eval_file) == (str(tmp_path / "strong.yaml"), str(tmp_path / "eval.yaml"))
+    assert [(each.from_epoch, each.recipe.digest, each.file) for each in again.later] == [
+        (each.from_epoch, each.recipe.digest, each.file) for each in job.later
+    ]
+
+
+def test_a_recipe_comes_back_from_its_digest_and_what_differs_is_told_apart(job_file, tmp_path):
+    """An edited chain file, and a plug-in that is another now, call for different things."""
+    job = load_job(job_file)
+    new_run(job, tmp_path / "run").close()
+    assert load_recipe(tmp_path / "run", job.train.digest, job).digest == job.train.digest
+    (tmp_path / "mine.py").write_text("ONE = 2\n")
+    with pytest.raises(ConfigError, match=r"plug-in mine\n  expected: sha256 .*\n.*\n.*restore the plug-in"):
+        load_recipe(tmp_path / "run", job.train.digest, load_job(job_file))
+    (tmp_path / "mine.py").write_text("ONE = 1\n")
+    path = tmp_path / f"run/chains/{job.train.digest}.yaml"
+    path.write_text(path.read_text().replace("Affine", "Perspective"))
+    with pytest.raises(ConfigError, match=r"expected: the chain of recipe .*, as it was written"):
+        load_recipe(tmp_path / "run", job.train.digest, job)
+
+
+def test_the_timeline_is_what_its_changes_make_of_it(tmp_path):
+    with RunFolder.create(tmp_path / "run", "job\n") as folder:
+        assert folder.timeline == ()
+        folder.append_timeline(change(entry(0), entry(20, "bb")))
+        folder.append_timeline(change(entry(7, "cc"), entry(20, "bb"), why="headrace swap"))
+        folder.append_timeline(change(entry(12, "dd"), entry(30, "bb"), why="edit"))
+        expected = (entry(0), entry(7, "cc"), entry(12, "dd"), entry(30, "bb"))
+        assert folder.timeline == expected
+    assert read_timeline(tmp_path / "run") == expected
+    assert [each.why for each in read_changes(tmp_path / "run")] == ["start", "headrace swap", "edit"]
+
+
+def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):
+    with RunFolder.create(tmp_path / "run", "job\n") as folder:
+        folder.append_metrics({"step": 0, "loss": 1.0})
+        folder.append_metrics({"step": 1, "loss": 2.0})
+        folder.append_quarantine({"stream": "train", "position": 9, "lost_attempt": 0})
+    with RunFolder.resume(tmp_path / "run") as folder:
+        assert folder.attempt == 2
+        folder.append_metrics({"step": 1, "loss": 3.0})
+        folder.append_quarantine({"stream": "train", "position": 9, "lost_attempt": 1})
+        folder.append_quarantine({"stream": "eval", "position": 2, "lost_attempt": 0})
+    metrics = read_metrics(tmp_path / "run")
+    assert [(line["attempt"], line["loss"]) for line in metrics.values()] == [(1, 1.0), (2, 3.0)]
+    assert read_quarantine(tmp_path / "run") == {"train": {9: 2}, "eval": {2: 1}}
+
+
+def test_a_resumed_folder_is_tidied_of_what_a_crash_left(tmp_path):
+    """Half a line, half a file, half a checkpoint; and a checkpoint that was being replaced is put back."""
+    path = tmp_path / "run"
+    with RunFolder.create(path, "job\n") as folder:
+        folder.append_metrics({"step": 0, "epoch": 0, "recipe": "aa", "digest": "00"})
+        checkpoint = folder.write_checkpoint(
+            8, {"model.pt": lambda file: file.write_bytes(b"abc") and None}, {"step": 8}
+        )
+    with (path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"attempt":1,"st')
+    (path / "checkpoints/.partial-step-00000009").mkdir()
+    (path / "chains/.partial-aa.yaml").write_text("- Bl")
+    checkpoint.rename(checkpoint.with_name(".replaced-step-00000008"))
+    with RunFolder.resume(path) as folder:
+        folder.append_metrics({"step": 1, "epoch": 0, "recipe": "aa", "digest": "00"})
+    assert list(read_metrics(path)) == [0, 1]
+    assert list(path.rglob(".*")) == []
+    assert choose_checkpoint(path).step == 8
+
+
+def test_only_a_runs_folder_can_be_resumed(tmp_path):
+    for path, got in ((tmp_path / "none", "no such folder"), (tmp_path, "an empty folder")):
+        with pytest.raises(ConfigError, match=got):
+            RunFolder.resume(path)
+
+
+def test_operators_find_a_run_that_is_going_on_and_no_other(tmp_path):
+    path = tmp_path / "run"
+    with RunFolder.create(path, "job\n") as folder:
+        assert live_run(path).endpoint == ""
+        folder.publish("ipc:///some/where", "abc/train")
+        live = live_run(path)
+        assert (live.endpoint, live.stream, live.pid > 0) == ("ipc:///some/where", "abc/train", True)
+        folder.publish("ipc:///x", "b/train")
+        assert live_run(path).endpoint == "ipc:///x"
+        with pytest.raises(ConfigError, match="a run that is going on"):
+            RunFolder.resume(path)
+    with pytest.raises(ConfigError, match="a run that has ended"):
+        live_run(path)
+    with pytest.raises(ConfigError, match="no such folder"):
+        live_run(tmp_path / "none")
+
+
+# --- one timeline in every file ---------------------------------------------------------------------------------
+
+
+def run_with_a_swap(path):
+    """A checkpoint after 8 steps, a swap from step 10 on, and 12 steps."""
+    with RunFolder.create(path, "job\n") as folder:
+        folder.append_timeline(change(entry(0)))
+        state = {"step": 8, "timeline": [{"start": 0, "step": 0, "recipe": "aa", "batch_size": 4, "file": ""}]}
+        folder.write_checkpoint(8, {}, {**state, "timeline_lines": 1})
+        folder.append_timeline(change(entry(10, "bb"), why="headrace swap"))
+        for step in range(12):
+            folder.append_metrics({"step": step, "epoch": 0, "recipe": "bb" if step >= 10 else "aa", "digest": "00"})
+    return path
+
+
+def test_a_timeline_that_all_files_agree_on_is_the_runs(tmp_path):
+    path = run_with_a_swap(tmp_path / "run")
+    resumed = choose_checkpoint(path)
+    assert require_one_timeline(path, resumed) == (entry(0), entry(10, "bb"))
+    assert (resumed.step, resumed.free_from_step, sorted(resumed.recorded)) == (8, 12, [8, 9, 10, 11])
+
+
+def test_a_swap_that_is_missing_from_the_timeline_is_noticed(tmp_path):
+    """By the journal, which counts its lines; and, were that cut as well, by the steps done under it."""
+    path = run_with_a_swap(tmp_path / "run")
+    lines = (path / "timeline.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "timeline.jsonl").write_bytes(lines[0])
+    with pytest.raises(RunFailed, match=r"expected: 2 lines\n  got:      1: lines are missing"):
+        require_one_timeline(path, choose_checkpoint(path))
+    (path / "journal.jsonl").unlink()
+    with pytest.raises(RunFailed, match=r"expected: recipe bb at step 10"):
+        require_one_timeline(path, choose_checkpoint(path))
+    (path / "metrics.jsonl").unlink()
+    assert require_one_timeline(path, choose_checkpoint(path)) == (entry(0),)  # nothing tells of it any more
+    (path / "timeline.jsonl").unlink()
+    with pytest.raises(RunFailed, match=r"expected: 1 lines\n  got:      0"):
+        require_one_timeline(path, choose_checkpoint(path))
+
+
+def test_a_timeline_that_is_not_the_checkpoints_is_noticed(tmp_path):
+    path = run_with_a_swap(tmp_path / "run")
+    lines = (path / "timeline.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "timeline.jsonl").write_bytes(lines[1] + lines[0])
+    with pytest.raises(RunFailed, match=r"as in checkpoints/step-00000008/state\.json"):
+        require_one_timeline(path, choose_checkpoint(path))
