@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from pipeline.digests import sample_digest
 from pipeline.errors import HeadraceError, SampleError
-from pipeline.messages import QUARANTINED, BadSample, Lease, SliceHeader, StreamSpec
+from pipeline.messages import Lease, StreamSpec
 from pipeline.order import Order, SampleKey
 from pipeline.recipe import BatchSpec, Decode, FieldSpec
+from pipeline.slice_header import QUARANTINED, BadSample, SliceHeader
 from pipeline.sources.protocol import Source
 from workers.chain import CompiledChain
-from workers.decode import decode
+from workers.decode import opened
 from workers.progress import ProgressSlot
 
 MAX_ATTEMPTS = 50
@@ -82,12 +83,14 @@ class Producer:
             position = lease.start + row
             if self._progress:
                 self._progress.begin_sample(position)
-            made = self._make_sample(key, position, lease.quarantined.get(position, 0), chain, settings, bad)
+            row_HWC = images_NHWC[row]
+            made = self._make_sample(key, position, lease.quarantined.get(position, 0), chain, settings, bad, row_HWC)
             if made.image_HWC.shape != image_spec.shape or made.image_HWC.dtype != images_NHWC.dtype:
                 raise StreamIsBroken(self._shape_changed(made, image_spec))
-            images_NHWC[row] = made.image_HWC
+            if made.image_HWC is not row_HWC:
+                row_HWC[...] = made.image_HWC
             labels_N[row] = made.label
-            digests += sample_digest(images_NHWC[row])
+            digests += sample_digest(row_HWC)
             sample_ids.append(made.sample_index)
         header = SliceHeader(
             stream=lease.stream,
@@ -139,14 +142,24 @@ class Producer:
         return BatchSpec(fields=(_field_of(first[0].image_HWC), LABEL), finish=chain.finish)
 
     def _make_sample(
-        self, key: SampleKey, position: int, attempt: int, chain: CompiledChain, settings: Decode, bad: list[BadSample]
+        self,
+        key: SampleKey,
+        position: int,
+        attempt: int,
+        chain: CompiledChain,
+        settings: Decode,
+        bad: list[BadSample],
+        row_HWC: NDArray[np.generic],
     ) -> Made:
-        """The sample of `key`, or the first substitute that can be made; each failure is noted."""
+        """The sample of `key`, or the first substitute that can be made; each failure is noted.
+
+        Its image may stand in `row_HWC`, and be that very array.
+        """
         failures: list[tuple[int, str]] = [(key.sample_index, QUARANTINED)] if attempt else []
         while attempt < MAX_ATTEMPTS:
             candidate = self._order.substitute(key, attempt) if attempt else key
             try:
-                made = self._transform(candidate, attempt, chain, settings)
+                made = self._transform(candidate, attempt, chain, settings, row_HWC)
             except SampleError as error:
                 failures.append((candidate.sample_index, str(error)))
                 attempt += 1
@@ -168,11 +181,19 @@ class Producer:
         name = self._source.describe(index)
         raise StreamIsBroken(f"{name}: {cause}\n  and {MAX_ATTEMPTS - 1} substitutes in a row are bad too")
 
-    def _transform(self, key: SampleKey, attempt: int, chain: CompiledChain, settings: Decode) -> Made:
+    def _transform(
+        self,
+        key: SampleKey,
+        attempt: int,
+        chain: CompiledChain,
+        settings: Decode,
+        row_HWC: NDArray[np.generic] | None = None,
+    ) -> Made:
         started_s = time.perf_counter()
         raw = self._source.read(key.sample_index)
         self._read_s += time.perf_counter() - started_s
-        image_HWC = chain.apply(decode(raw.data, settings), key.seed, key.epoch, key.offset, attempt)
+        image = opened(raw.data, settings)
+        image_HWC = chain.apply(image, key.seed, key.epoch, key.offset, attempt, row_HWC)
         return Made(image_HWC, raw.label, key.sample_index)
 
     def _shape_changed(self, made: Made, expected: FieldSpec, example: str = "the samples probed at the start") -> str:

@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import SourceConfig
-from pipeline.messages import Lease, Location, OpenStream, SliceHeader
+from pipeline.message import Location
+from pipeline.messages import Lease, OpenStream
 from pipeline.recipe import BatchSpec, Decode, Recipe
+from pipeline.slice_header import SliceHeader
 from pipeline.sources import open_source
 from pipeline.sources.protocol import Source
 from pipeline.user_code import load_module, plugin_name

@@ -17,6 +17,7 @@ class WorkerConfig:
     """All a worker process needs to know."""
 
     name: str
+    pool: str
     connect: str
     sources: Mapping[str, SourceConfig]
     plugins: tuple[str, ...]

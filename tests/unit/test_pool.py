@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.messages import AnyMessage, WorkerDied
-from pipeline.wire import decode_message
-from workers import pool as module
-from workers.pool import FORK_SERVER_LOST, LOOK_S, Pool, PoolConfig
+from pipeline.service_messages import Condemned, Resize
+from workers import pool_member as module
+from workers.pool import FIRST_BACKOFF_S, LEAVE_S, LOOK_S, Pool, PoolConfig
+from workers.pool_member import FORK_SERVER_LOST
 from workers.progress import IDLE, ProgressSlot
 
 HANG_S = 5.0
@@ -25,6 +26,7 @@ class Process:
 
     def __init__(self, target: object, args: tuple[typing.Any], name: str, daemon: bool) -> None:
         self.exitcode: int | None = None
+        self.num_asked_to_leave = 0
         self.progress_path: Path = args[0].progress_path
         self.position_at_start: int | None = None
 
@@ -35,7 +37,7 @@ class Process:
         self.exitcode = -signal.SIGKILL
 
     def terminate(self) -> None:
-        self.exitcode = -signal.SIGTERM
+        self.num_asked_to_leave += 1
 
     def join(self, timeout: float | None = None) -> None:
         assert self.exitcode is not None
@@ -44,20 +46,18 @@ class Process:
         pass
 
 
-class Dealer:
-    """Keeps what is said, until it is closed."""
+class Voice:
+    """Keeps what is said."""
 
     def __init__(self) -> None:
         self.said: list[AnyMessage] = []
-        self.is_closed = False
+        self.num_beats = 0
 
-    def send(self, frame: bytes) -> None:
-        assert not self.is_closed
-        self.said.append(decode_message(frame))
+    def say(self, message: AnyMessage) -> None:
+        self.said.append(message)
 
-    def close_when_sent(self, wait_s: float) -> None:
-        assert wait_s > 0
-        self.is_closed = True
+    def beat_now(self) -> None:
+        self.num_beats += 1
 
 
 class Poller:
@@ -72,12 +72,12 @@ class Bench:
     """A pool of one worker that has begun its sample 7 and does not go on."""
 
     def __init__(self, directory: Path) -> None:
-        self.dealer = Dealer()
+        self.voice = Voice()
         config = PoolConfig(
-            connect="ipc:///nowhere", num_workers=1, sources={}, plugins=(), base=directory, hang_s=HANG_S,
-            directory=directory,
+            name="p1", connect="ipc:///nowhere", num_workers=1, max_workers=6, sources={}, plugins=(),
+            base=directory, hang_s=HANG_S, directory=directory,
         )  # fmt: skip
-        self.pool = Pool(config, typing.cast(typing.Any, self.dealer), typing.cast(typing.Any, Poller()))
+        self.pool = Pool(config, typing.cast(typing.Any, Poller()), self.voice)
         self.now_s = 100.0
         self.pool.look(self.now_s)
         self.process = self.current()
@@ -97,7 +97,7 @@ class Bench:
 
 @pytest.fixture(name="bench")
 def _bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(module._forkserver, "Process", Process)
+    monkeypatch.setattr(module.forkserver, "Process", Process)
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(module.os, "kill", lambda pid, number: None)
     return Bench(tmp_path)
@@ -108,7 +108,7 @@ def test_a_worker_without_progress_is_killed_after_hang_s(bench: Bench) -> None:
     bench.looks_for(HANG_S)
     assert bench.process.exitcode is None
     bench.looks_for(3 * LOOK_S)
-    (died,) = bench.dealer.said
+    (died,) = bench.voice.said
     assert isinstance(died, WorkerDied)
     assert (died.by_itself, died.in_peace, died.position) == (True, False, 7)
     assert "no progress for 5 s" in died.cause
@@ -134,7 +134,7 @@ def test_a_hung_worker_that_dies_just_before_its_signal_does_not_end_the_pool(
 
     monkeypatch.setattr(module.os, "kill", no_such_process)
     bench.looks_for(HANG_S + 1.0)
-    assert len(bench.dealer.said) == 1
+    assert len(bench.voice.said) == 1
     assert bench.process is not bench.current()
 
 
@@ -145,7 +145,7 @@ def test_a_worker_that_never_began_counts_as_idle(bench: Bench) -> None:
     bench.looks_for(1.0)
     bench.current().exitcode = 1
     bench.looks_for(1.0)
-    assert [typing.cast(WorkerDied, died).position for died in bench.dealer.said] == [7, IDLE]
+    assert [typing.cast(WorkerDied, died).position for died in bench.voice.said] == [7, IDLE]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_a_kill_from_outside_is_not_a_crash(bench: Bench, exitcode: int, by_itse
     """The out-of-memory killer may take the fork server, and all workers with it: no sample is to blame."""
     bench.process.exitcode = exitcode
     bench.looks_for(LOOK_S)
-    (died,) = bench.dealer.said
+    (died,) = bench.voice.said
     assert typing.cast(WorkerDied, died).by_itself == by_itself
 
 
@@ -163,5 +163,116 @@ def test_a_pool_that_ends_says_so_for_each_worker(bench: Bench) -> None:
     """Else the dispatcher would wait ten seconds for them, and then blame the slices they held."""
     (name,) = bench.pool.members
     bench.pool.end()
-    assert bench.dealer.said == [WorkerDied(worker=name, cause="its pool ended", by_itself=False, in_peace=True)]
-    assert bench.dealer.is_closed
+    assert bench.process.exitcode == -signal.SIGKILL
+    assert bench.voice.said == [WorkerDied(worker=name, cause="its pool ended", by_itself=False, in_peace=True)]
+
+
+def resize(bench: Bench, size: int, *, automatic: bool = False) -> list[Process]:
+    """The processes, oldest first, after a look."""
+    bench.pool.obey(Resize(pool="p1", size=size, automatic=automatic))
+    bench.looks_for(LOOK_S)
+    return [typing.cast(Process, member.process) for member in bench.pool.members.values()]
+
+
+def test_a_pool_grows_at_once_and_names_its_new_workers_in_its_next_beat(bench: Bench) -> None:
+    """A worker that joins and that its pool does not name counts as dead."""
+    assert len(resize(bench, 4)) == 4
+    beat = bench.pool.beat(7)
+    assert (beat.pool, beat.number, beat.size, beat.workers) == ("p1", 7, 4, tuple(bench.pool.members))
+    assert bench.voice.num_beats > 0
+
+
+def test_a_pool_does_not_answer_a_word_that_changes_nothing(bench: Bench) -> None:
+    """The dispatcher answers each beat with the size it has: the two would never fall silent."""
+    num_beats = bench.voice.num_beats
+    resize(bench, 1)
+    assert bench.voice.num_beats == num_beats
+
+
+def test_a_pool_keeps_to_its_bounds(bench: Bench) -> None:
+    """The dispatcher clamps too, but an old message may come from one that knew other bounds."""
+    resize(bench, 99)
+    assert bench.pool.size == 6
+    resize(bench, -3)
+    assert bench.pool.size == 1
+
+
+def test_a_pool_that_is_to_be_automatic_keeps_its_size_until_one_is_named(bench: Bench) -> None:
+    """0 means: as many as there are."""
+    resize(bench, 0, automatic=True)
+    assert (bench.pool.size, bench.pool.beat(1).automatic) == (1, True)
+
+
+def test_a_shrinking_pool_asks_its_youngest_to_leave_once_and_replaces_nobody(bench: Bench) -> None:
+    """The eldest are warm. One that leaves counts no more, and is no restart."""
+    resize(bench, 3)
+    processes = resize(bench, 1)
+    bench.looks_for(2.0)
+    assert [process.num_asked_to_leave for process in processes] == [0, 1, 1]
+    for process in processes[1:]:
+        process.exitcode = 0
+    bench.looks_for(1.0)
+    assert len(bench.pool.members) == 1
+    assert [(died.in_peace, died.by_itself) for died in bench.voice.said] == [(True, False)] * 2  # type: ignore[union-attr]
+    assert bench.pool.num_restarts == 0
+
+
+def test_a_pool_that_grows_again_while_workers_leave_starts_others(bench: Bench) -> None:
+    """A leaving worker does not come back."""
+    resize(bench, 2)
+    leaving = resize(bench, 1)[1]
+    assert len(resize(bench, 2)) == 3
+    leaving.exitcode = 0
+    bench.looks_for(LOOK_S)
+    assert len(bench.pool.members) == 2
+
+
+def test_a_worker_that_does_not_leave_is_killed(bench: Bench) -> None:
+    """It may be stopped, or in a transform that does not end; it left in peace all the same."""
+    resize(bench, 2)
+    leaving = resize(bench, 1)[1]
+    bench.looks_for(LEAVE_S)
+    assert leaving.exitcode is None
+    bench.looks_for(1.0)
+    assert leaving.exitcode == -signal.SIGKILL
+    assert bench.voice.said[-1].in_peace  # type: ignore[union-attr]
+
+
+def test_a_condemned_worker_is_killed_and_replaced_and_an_unknown_one_is_passed_over(bench: Bench) -> None:
+    """The dispatcher has counted it as dead already; a repeated word must not cost its successor."""
+    (name,) = bench.pool.members
+    for _ in range(2):
+        bench.pool.obey(Condemned(pool="p1", worker=name))
+        bench.looks_for(1.0)
+    assert bench.process.exitcode == -signal.SIGKILL
+    assert bench.current() is not bench.process
+    assert bench.current().exitcode is None
+    assert bench.pool.num_restarts == 1
+
+
+def test_a_worker_that_ends_with_code_0_unasked_is_no_peaceful_end(bench: Bench) -> None:
+    """A transform that calls os._exit(0) must not be tried for ever."""
+    bench.process.exitcode = 0
+    bench.looks_for(LOOK_S)
+    (died,) = bench.voice.said
+    assert not typing.cast(WorkerDied, died).in_peace
+
+
+def test_a_fork_server_that_dies_under_a_start_is_no_end_of_the_pool(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is tried again, a moment later, and nothing of the failed start is left."""
+
+    def die(self: Process) -> None:
+        raise EOFError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Process, "start", die)
+        bench.pool.obey(Resize(pool="p1", size=2, automatic=False))
+        bench.pool.look(bench.now_s)
+        assert len(bench.pool.beat(1).workers) == 1
+        assert len(list(bench.pool.config.directory.glob("*.progress"))) == 1
+    bench.pool.look(bench.now_s + FIRST_BACKOFF_S / 2)
+    assert len(bench.pool.members) == 1
+    bench.pool.look(bench.now_s + FIRST_BACKOFF_S)
+    assert len(bench.pool.members) == 2

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from pipeline.digests import SAMPLE_DIGEST_NBYTES, sample_digest
 from pipeline.errors import SampleError
-from pipeline.messages import QUARANTINED, Lease, SliceHeader, StreamSpec
+from pipeline.messages import Lease, StreamSpec
 from pipeline.recipe import BatchSpec, Chain, ChainNode, Decode, Recipe
+from pipeline.slice_header import QUARANTINED, SliceHeader
 from pipeline.sources.protocol import RawSample
 from pipeline.timeline import TimelineEntry
 from workers.chain import compile_chain

@@ -1,0 +1,142 @@
+"""A pool's member: one worker process, what it was doing, and how it ended.
+
+In:  a worker's configuration.
+Out: its process; after its end, the cause in words a user can act on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+from workers.progress import IDLE, ProgressSlot
+from workers.worker_config import WorkerConfig
+from workers.worker_process import run_worker
+
+OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that say nothing about the sample in work."""
+FORK_SERVER_LOST = 255
+"""What multiprocessing reports for a worker whose fork server was killed, and it with it."""
+MAX_TRACE_FRAMES = 3
+_MAKER = os.path.join("workers", "produce.py")
+"""The file all samples are made in, as it ends in a traceback's frames."""
+
+forkserver = multiprocessing.get_context("forkserver")
+
+
+@dataclass(slots=True)
+class Member:
+    """A worker process; `exitcode` is None while it lives."""
+
+    process: ForkServerProcess
+    config: WorkerConfig
+    progress: ProgressSlot
+    counter: int = -1
+    counter_since_s: float = 0.0
+    hung: bool = False
+    leave_by_s: float = math.inf
+    """When a member that was asked to leave is killed; infinite for one that stays."""
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.leave_by_s < math.inf
+
+    @property
+    def left_in_peace(self) -> bool:
+        """It ended because it was asked to, and had nothing in hand that is to blame."""
+        # By SIGTERM: it had not begun to listen yet. By SIGKILL: its time was up.
+        return self.is_leaving and self.process.exitcode in (0, -signal.SIGTERM, -signal.SIGKILL)
+
+    @property
+    def ended_by_itself(self) -> bool:
+        """A crash or a hang, and no signal from outside."""
+        outside = (0, FORK_SERVER_LOST, *(-number for number in OUTSIDE_SIGNALS))
+        return self.hung or self.process.exitcode not in outside
+
+    def leave(self, by_s: float) -> None:
+        """Ask it to finish what it has in hand and end."""
+        self.leave_by_s = by_s
+        self.process.terminate()
+
+    def kill_if_hung(self, now_s: float, hang_s: float) -> None:
+        """Kill it, with its Python frames written, if its counter has stood still on a sample for too long."""
+        last = self.progress.read()
+        if last.counter != self.counter or last.position == IDLE:
+            self.counter, self.counter_since_s = last.counter, now_s
+        elif now_s - self.counter_since_s > hang_s and not self.hung:
+            self.hung = True
+            pid = self.process.pid
+            assert pid is not None
+            with contextlib.suppress(ProcessLookupError):  # it may just have died
+                os.kill(pid, signal.SIGUSR1)  # writes the Python frames
+                time.sleep(0.1)
+            self.process.kill()
+
+    def cause(self, hang_s: float) -> str:
+        """Why it ended, with the innermost frames if it left any."""
+        exitcode = self.process.exitcode
+        if self.hung:
+            what = f"hung: no progress for {hang_s:g} s"
+        elif self.left_in_peace:
+            what = "left in peace"
+        elif exitcode == FORK_SERVER_LOST:
+            what = "killed with its fork server, or ended with exit code 255"
+        elif exitcode is not None and exitcode < 0:
+            what = f"killed by {signal.Signals(-exitcode).name}"
+        else:
+            what = f"ended with exit code {exitcode}"
+        frames = _trace_frames(self.config.trace_path)
+        return f"{what} in {frames}" if frames else what
+
+    def remove(self) -> None:
+        """Release the process and its files."""
+        self.progress.close()
+        self.process.close()
+        remove_files(self.config)
+
+
+def start_member(config: WorkerConfig, now_s: float) -> Member:
+    """A new worker process; EOFError or OSError if the fork server ended meanwhile."""
+    process = forkserver.Process(target=run_worker, args=(config,), name=config.name, daemon=True)
+    # Before the worker: one that dies at once must read as idle, not as at work on position 0.
+    progress = ProgressSlot(config.progress_path)
+    progress.start()
+    try:
+        process.start()
+    except BaseException:
+        progress.close()
+        remove_files(config)
+        raise
+    return Member(process, config, progress, counter_since_s=now_s)
+
+
+def remove_files(config: WorkerConfig) -> None:
+    """Delete what a worker leaves in its pool's directory."""
+    for path in (config.progress_path, config.trace_path):
+        path.unlink(missing_ok=True)
+
+
+def _trace_frames(path: Path) -> str:
+    """The innermost Python frames of the main thread, as faulthandler wrote them."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    blocks: list[list[str]] = []
+    for line in lines:
+        if line.startswith(("Thread", "Current thread")):
+            blocks.append([])
+        elif blocks and line.startswith("  File "):
+            blocks[-1].append(line.strip().removeprefix("File "))
+    # The control thread never makes samples; the thread that does has `produce.py` among its frames.
+    making = next((block for block in blocks if any(_MAKER in frame for frame in block)), [])
+    # What was called from there tells the user more than how we got there; with nothing called, that place itself.
+    called = making[: next((at for at, frame in enumerate(making) if _MAKER in frame), 0)]
+    return " < ".join(frame.replace('"', "") for frame in (called or making)[:MAX_TRACE_FRAMES])
