@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.recipe import Finish
+from pipeline.recipe import BatchSpec, Finish
 
 _BLOCK_ELEMENTS = (1 << 15) - 1
 """Elements finished at a time: 128 KiB of float32, so the second pass over a block finds it in the L2 cache, and just
@@ -19,6 +19,21 @@ below the 32,768 from which torch shares an operation among its threads. Measure
 microseconds of processor time an image: 127 with one thread (155 in one piece); with two threads beside busy workers
 136 to 171, where larger blocks took 180 to 1,200, waiting for each other. On two idle cores 2^17 would be a third
 quicker, but idle cores are not what a trainer beside its workers has."""
+
+
+def delivered_text(spec: BatchSpec) -> str:
+    """What a training loop gets under this spec, such as `image float32 3x224x224 (NCHW)`; equal texts, equal kinds."""
+    image, *others = spec.fields
+    height, width, num_channels = image.shape
+    is_first = spec.finish.channels_first
+    shape = (num_channels, height, width) if is_first else (height, width, num_channels)
+    texts = [f"{image.name} {'float32' if spec.finish.scale else image.dtype} {_sizes(shape)}"]
+    texts += [f"{field.name} {field.dtype} {_sizes(field.shape)}".rstrip() for field in others]
+    return f"{', '.join(texts)} ({'NCHW' if is_first else 'NHWC'})"
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 class Finisher:

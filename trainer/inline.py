@@ -1,29 +1,53 @@
 """The inline receiver: makes every slice in the calling thread, for a debugger (`workers: 0`).
 
-In:  a function that makes a slice, the same that workers run.
+In:  something that probes recipes and makes slices, the same that workers run.
 Out: the same batches as `trainer/receiver.py`, through the same frames; no process, no socket, no thread.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.messages import Lease, Lost, SliceHeader, StreamSpec
-from pipeline.recipe import BatchSpec
+from pipeline.errors import ConfigError, Problem
+from pipeline.messages import Lease, Lost, OpenStream, StreamSpec
+from pipeline.plan import named_recipes
+from pipeline.recipe import BatchSpec, Recipe
+from pipeline.slice_header import SliceHeader
 from pipeline.timeline import Timeline, slices_of
 from pipeline.wire import decode_header, encode_slice
 from trainer.buffers import BufferPool
+from trainer.course import Course
 from trainer.policy import BadSamplePolicy
-from trainer.receiver import RawBatch, ReceiverState, empty_batch, split_digests
+from trainer.raw_batches import RawBatch, ReceiverState, empty_batch, split_digests
+from trainer.swapping import Outcome, Swapping, Wish
 
 MAX_READS = 3
 
 Made = tuple[SliceHeader, Sequence[NDArray[np.generic]]]
+
+
+class SliceMaker(Protocol):
+    """A worker, in this thread."""
+
+    fingerprint: str
+    """Equal fingerprints make equal bytes."""
+
+    def open(self, message: OpenStream) -> None:
+        """What probes and leases refer to from now on."""
+
+    def probe(self, stream: tuple[str, int], digest: str) -> BatchSpec | tuple[Problem, ...]:
+        """What a recipe delivers, or why it is refused."""
+
+    def make(self, lease: Lease) -> Made | tuple[int, str]:
+        """The slice, or the position that could not be read and why."""
 
 
 class InlineReceiver:
@@ -35,39 +59,81 @@ class InlineReceiver:
         stream: str,
         incarnation: int,
         spec: StreamSpec,
-        timeline: Timeline,
-        batch_spec: BatchSpec,
-        make: Callable[[Lease], Made | tuple[int, str]],
+        course: Course,
+        head_step: int,
+        maker: SliceMaker,
         policy: BadSamplePolicy,
         pool: BufferPool,
+        on_outcome: Callable[[Wish, Outcome], None] = lambda wish, outcome: None,
     ) -> None:
-        """`make` gives a slice, or the position that could not be read and why."""
-        self.timeline = timeline
-        self.batch_spec = batch_spec
+        """ConfigError for a recipe ahead that is refused."""
         self.state = ReceiverState()
         self._stream, self._incarnation, self._spec = stream, incarnation, spec
-        self._make = make
+        self._course = course
+        self._maker = maker
         self._policy = policy
         self._pool = pool
-        self._step = 0
+        self._step = head_step
+        self._swapping = Swapping(course, on_outcome)
+        self._wishes: deque[Wish] = deque()
+        self._open()
+        for recipe in course.unprobed(head_step):
+            answer = maker.probe((stream, incarnation), recipe.digest)
+            if not isinstance(answer, BatchSpec):
+                raise ConfigError(answer)
+            course.learn(recipe.digest, answer, head_step)
+        self._open()
 
-    def next_batch(self, stall_timeout_s: float) -> RawBatch | None:
+    @property
+    def timeline(self) -> Timeline:
+        """As it is now."""
+        return self._course.timeline
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the libraries that make the slices here."""
+        return self._maker.fingerprint
+
+    def next_batch(self) -> RawBatch | None:
         """The next batch; None at the end of the stream."""
+        self._fulfil_wishes()
         if self._step >= self.timeline.num_steps:
             return None
-        batch = empty_batch(self.timeline.batch(self._step), self.batch_spec, self._pool)
+        batch = empty_batch(self.timeline.batch(self._step), self._course.spec_at(self._step), self._pool)
         for start, stop in slices_of(batch.range, self._spec.slice_size):
             self._fill(batch, start, stop)
         self._step += 1
         self._policy.quarantined_from(batch.range.stop)
+        self.state.num_taken += len(batch.digests)
         return batch
 
-    def wait_for_spec(self, timeout_s: float) -> BatchSpec:
-        """What the stream delivers."""
-        return self.batch_spec
+    def wait_for_spec(self) -> BatchSpec:
+        """What the next batch delivers."""
+        return self._course.spec_at(self._step)
+
+    def wish(self, wish: Wish) -> None:
+        """Somebody wants another chain, from the next batch on; from any thread."""
+        self._wishes.append(wish)
 
     def end(self) -> None:
         """Nothing to close."""
+
+    def _fulfil_wishes(self) -> None:
+        while self._wishes:
+            self._swapping.ask(self._wishes.popleft(), self._step)
+        while (recipe := self._swapping.probing) is not None:
+            self._open(recipe)
+            answer = self._maker.probe((self._stream, self._incarnation), recipe.digest)
+            spec, problems = (answer, ()) if isinstance(answer, BatchSpec) else (None, answer)
+            self._swapping.probed(recipe.digest, spec, problems, self._step)
+            self._open()
+
+    def _open(self, *probed: Recipe) -> None:
+        course = self._course
+        named = named_recipes(course.timeline.entries, course.recipes)
+        spec = msgspec.structs.replace(self._spec, timeline=course.timeline.entries, recipes=(*named, *probed))
+        known = dict(course.batch_specs)
+        self._maker.open(OpenStream(stream=self._stream, incarnation=self._incarnation, spec=spec, batch_specs=known))
 
     def _fill(self, batch: RawBatch, start: int, stop: int) -> None:
         header, *frames = encode_slice(*self._made(start, stop, batch.range.recipe))
@@ -95,7 +161,7 @@ class InlineReceiver:
                 recipe=recipe,
                 quarantined=quarantined,
             )
-            made = self._make(lease)
+            made = self._maker.make(lease)
             if isinstance(made[0], SliceHeader):
                 return made
             position, cause = made[0], str(made[1])

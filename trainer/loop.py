@@ -1,40 +1,62 @@
 """The training loop: batches in, a trained model and its record out.
 
-In:  a job, its open streams, its run folder.
-Out: metrics and events while it runs; a final checkpoint; a `Summary`.
-Never starts or stops a service, never prints, never catches what ends it.
+In:  a job, its open streams, its run folder; where an earlier attempt left off; a wish to stop.
+Out: metrics, events and checkpoints while it runs; a final checkpoint; a `Summary`.
+Never starts or stops a service, never prints, never catches what ends it but a wish to stop.
+
+Once in a while, before a step and in this order: an evaluation, then a checkpoint, which so contains it.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import ConfigError, Problem
+import msgspec
+
 from pipeline.job import EvalStream
 from pipeline.recipe import BatchSpec
+from pipeline.resume import Resumption
 from pipeline.run_folder import RunFolder
 from pipeline.user_code import load_attribute
 from trainer.batch import Batch
-from trainer.checkpoint import ModelRecord, config_sha256, save_checkpoint
+from trainer.checkpoint import (
+    Copies,
+    ModelRecord,
+    Snapshot,
+    config_sha256,
+    differing_environment,
+    restore,
+    take_snapshot,
+)
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device import choose_device, prepare_torch
 from trainer.evaluation import evaluate
 from trainer.models import check_output
 from trainer.optimizers import build_optimizer
+from trainer.random_state import random_state_kept
 from trainer.record import Progress, RunRecord, Summary, json_number
+from trainer.repeat import require_equal
 from trainer.schedules import Schedule
 from trainer.step import train_step
+from trainer.stopping import StopNow, StopRequest
+from trainer.trainable import require_trainable
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job
+
+log = logging.getLogger("headrace.train")
 
 
 class TrainBatches(Protocol):
     """The train stream, as the loop sees it."""
 
     @property
-    def num_steps(self) -> int: ...
+    def num_steps(self) -> int:
+        """Steps from the run's beginning to its end, those of earlier attempts included."""
+
     @property
     def spec(self) -> BatchSpec: ...
     @property
@@ -48,7 +70,7 @@ class TrainBatches(Protocol):
 
 
 class Streams(Protocol):
-    """A job's open streams."""
+    """A job's open streams; `train` begins where the run does, or where an earlier attempt left off."""
 
     @property
     def train(self) -> TrainBatches: ...
@@ -56,68 +78,190 @@ class Streams(Protocol):
     def fingerprints(self) -> Mapping[str, str]:
         """Source name -> fingerprint."""
 
+    @property
+    def worker_fingerprint(self) -> str:
+        """What the workers' libraries make of a fixed image; "" while none has been admitted."""
+
     def evaluate(self) -> Iterator[Batch]:
         """One pass over the held-out source; not called without an `eval` section."""
 
 
-def train(job: Job, streams: Streams, folder: RunFolder, on_progress: Callable[[Progress], None]) -> Summary:
+def train(
+    job: Job,
+    streams: Streams,
+    folder: RunFolder,
+    on_progress: Callable[[Progress], None],
+    resumed: Resumption | None = None,
+    stop: StopRequest | None = None,
+) -> Summary:
     """Trains the job's model on every batch of its train stream, once, in order, and saves it.
 
-    Equal jobs and equal batches give equal weights (on CUDA with `deterministic`). `on_progress` is called after
-    each step. Whatever ends the loop early, Ctrl-C included, passes through; the metrics up to there are kept.
+    Equal jobs and equal batches give equal weights (on CUDA with `deterministic`), however often the run was killed
+    and resumed. `on_progress` is called after each step. A wish to stop ends it after its step, with a checkpoint
+    (`Summary.stopped_by`); whatever else ends it early, a full disk or a second Ctrl-C, passes through, and the
+    metrics up to there are kept.
     """
-    config = job.config
-    _require_trainable(job, streams.train.spec, streams.train.classes)
-    prepare_torch(config)
-    device = choose_device(config.device)
-    model_record = _model_record(job, streams.train)
-    section = config.model
-    factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
-    model = model_record.build(factory).to(device)
-    check_output(model, section, model_record.input_shape_CHW, model_record.num_classes)
-    optimizer = build_optimizer(config.optimizer, model)
-    schedule = Schedule(config.schedule, config.optimizer.lr, streams.train.num_steps)
-    folder.append_event("training_started", device=str(device), config=config.model_dump(mode="json"))
-    record = RunRecord(folder, streams.train.num_steps)
+    training = _Training(job, streams, folder, resumed, stop or StopRequest())
+    try:
+        return training.run(on_progress)
+    except KeyboardInterrupt:
+        raise  # at once: a checkpoint that is being written stays half written, and is removed at the next resume
+    except BaseException:
+        training.writer.end()
+        raise
 
-    def evaluate_now(step: int) -> None:
+
+class _Training:
+    """One attempt at a run."""
+
+    def __init__(
+        self, job: Job, streams: Streams, folder: RunFolder, resumed: Resumption | None, stop: StopRequest
+    ) -> None:
+        config = job.config
+        require_trainable(job, streams.train.spec, streams.train.classes)
+        prepare_torch(config)
+        self._device = choose_device(config.device)
+        self._config, self._streams, self._folder, self._stop = config, streams, folder, stop
+        self._model_record = _model_record(job, streams.train)
+        section = config.model
+        factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
+        self._model = self._model_record.build(factory).to(self._device)
+        check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
+        self._optimizer = build_optimizer(config.optimizer, self._model)
+        self._schedule = Schedule(config.schedule, config.optimizer.lr, streams.train.num_steps)
+        self._record = RunRecord(folder, streams.train.num_steps, config.checkpoint.keep_best)
+        self._recorded = dict(resumed.recorded) if resumed else {}
+        self._resumed = resumed
+        self.writer = CheckpointWriter(folder, config.checkpoint.keep)
+        self._copies = Copies()
+        self._saved: tuple[int, int] | None = None
+        """Steps done, and step of the last evaluation, as in the newest checkpoint."""
+        if resumed is not None and resumed.checkpoint is not None:
+            self._restore(resumed)
+        folder.append_event(
+            "training_started",
+            step=self._record.num_steps_done,
+            device=str(self._device),
+            config=config.model_dump(mode="json"),
+            source_fingerprints=dict(streams.fingerprints),
+            classes=streams.train.classes,
+        )
+
+    def run(self, on_progress: Callable[[Progress], None]) -> Summary:
+        """To the end of the last epoch, or until the stop is requested."""
+        record, waited = self._record, self._streams.train
+        self._model.train()
+        try:
+            for batch in self._stop.while_waiting(self._streams.train):
+                self._before_step(batch)
+                lr = self._schedule.lr(batch.step)
+                result = train_step(self._model, self._optimizer, batch, lr=lr, clip=self._config.clip)
+                record.add_step(batch, result)
+                on_progress(record.progress(waited.waited_s))
+                self.writer.check()
+            if self._config.eval is not None and record.evaluated_step != record.num_steps_done:
+                self._evaluate(record.num_steps_done)
+        except StopNow:
+            return self._stopped()
+        self._checkpoint()
+        self.writer.wait()
+        self._folder.append_event("training_ended", step=record.num_steps_done, checkpoint=self._last_checkpoint.name)
+        return self._summary()
+
+    def _before_step(self, batch: Batch) -> None:
+        """What is done once in a while. Before a step, not after one: the batch tells that an epoch ended."""
+        record = self._record
+        if (recorded := self._recorded.pop(batch.step, None)) is not None:
+            before = self._resumed.worker_fingerprint if self._resumed else ""
+            require_equal(recorded, batch, then=before, now=self._streams.worker_fingerprint)
+        is_best = False
+        if _evaluation_is_due(self._config.eval, batch, record):
+            is_best = self._evaluate(batch.step)
+        every_steps = self._config.checkpoint.every_steps
+        if is_best or (every_steps and batch.step and batch.step % every_steps == 0):
+            self._checkpoint()
+
+    def _evaluate(self, step: int) -> bool:
+        """True if it is the best one so far, by `keep_best`."""
         started_s = time.perf_counter()
-        evaluation = evaluate(model, streams.evaluate())
-        schedule.observe(evaluation.loss)
-        record.add_evaluation(step, evaluation, took_s=time.perf_counter() - started_s)
+        with random_state_kept():  # how often a run is judged must not change what it learns
+            evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate()))
+        self._schedule.observe(evaluation.loss)
+        return self._record.add_evaluation(step, evaluation, took_s=time.perf_counter() - started_s)
 
-    model.train()
-    num_steps_done = 0
-    for batch in streams.train:
-        # Before a step, not after one: the batch tells that an epoch ended, and the last step is not judged twice.
-        if _evaluation_is_due(config.eval, batch, record.epoch):
-            evaluate_now(batch.step)
-        result = train_step(model, optimizer, batch, lr=schedule.lr(batch.step), clip=config.clip)
-        num_steps_done = batch.step + 1
-        record.add_step(batch, result)
-        on_progress(record.progress(streams.train.waited_s))
-    if config.eval is not None:
-        evaluate_now(num_steps_done)
+    def _checkpoint(self) -> None:
+        """Nothing if the newest checkpoint is of this very state."""
+        record = self._record
+        present = (record.num_steps_done, record.evaluated_step)
+        if present != self._saved:
+            best = record.best_step
+            self.writer.save(self._snapshot, () if best is None else (best,))
+            self._saved = present
 
-    state = {
-        "position": record.position,
-        "epoch": record.epoch,
-        "config_sha256": config_sha256(config),
-        "source_fingerprints": dict(streams.fingerprints),
-        "classes": streams.train.classes,
-        "schedule": {name: json_number(value) for name, value in schedule.state_dict().items()},
-    }
-    checkpoint = save_checkpoint(folder, model, model_record, num_steps_done, state)
-    folder.append_event("training_ended", step=num_steps_done, checkpoint=checkpoint.name)
-    return record.summary(streams.train.waited_s, checkpoint)
+    def _snapshot(self) -> Snapshot:
+        record, batches = self._record, self._streams.train
+        mark = self._folder.mark()
+        state: dict[str, Any] = {
+            "time_s": round(time.time(), 3),
+            "attempt": self._folder.attempt,
+            "position": record.position,
+            "epoch": record.epoch,
+            "num_steps": batches.num_steps,
+            "finished": record.num_steps_done == batches.num_steps
+            and (self._config.eval is None or record.evaluated_step == record.num_steps_done),
+            **msgspec.to_builtins(mark),
+            "config_sha256": config_sha256(self._config),
+            "source_fingerprints": dict(self._streams.fingerprints),
+            "worker_fingerprint": self._streams.worker_fingerprint,
+            "classes": list(batches.classes),
+            "schedule": {name: json_number(value) for name, value in self._schedule.state_dict().items()},
+            "evaluation": record.evaluation_state(),
+            "best": record.best_state(),
+            "model": msgspec.to_builtins(self._model_record),
+        }
+        states = {"record": record.state_dict(), "schedule": self._schedule.state_dict()}
+        step = record.num_steps_done
+        return take_snapshot(self._model, self._optimizer, self._copies, step=step, states=states, state=state)
+
+    def _restore(self, resumed: Resumption) -> None:
+        assert resumed.checkpoint is not None
+        states = restore(resumed.checkpoint, self._model, self._optimizer)
+        self._record.load_state_dict(states["record"])
+        self._schedule.load_state_dict(states["schedule"])
+        self._saved = (self._record.num_steps_done, self._record.evaluated_step)
+        for difference in differing_environment(resumed.state):
+            log.warning("action=environment_differs %s; the result may differ in its last bits", difference)
+            self._folder.append_event("environment_differs", difference=difference)
+
+    def _stopped(self) -> Summary:
+        record = self._record
+        if record.num_steps_done == 0:
+            raise KeyboardInterrupt  # nothing was done that could be gone on from
+        self._checkpoint()
+        self.writer.wait()
+        self._folder.append_event("stopped", step=record.num_steps_done, why=self._stop.why)
+        return self._summary(stopped_by=self._stop.why)
+
+    @property
+    def _last_checkpoint(self) -> Any:
+        return self.writer.last or (self._resumed and self._resumed.checkpoint)
+
+    def _summary(self, stopped_by: str = "") -> Summary:
+        return self._record.summary(
+            self._streams.train.waited_s,
+            self._last_checkpoint,
+            stopped_by=stopped_by,
+            num_checkpoints=self.writer.num_written,
+            stall_s=self.writer.stall_s,
+        )
 
 
-def _evaluation_is_due(maybe_eval: EvalStream | None, batch: Batch, last_epoch: int) -> bool:
-    if maybe_eval is None or batch.step == 0:
-        return False
+def _evaluation_is_due(maybe_eval: EvalStream | None, batch: Batch, record: RunRecord) -> bool:
+    if maybe_eval is None or batch.step in (0, record.evaluated_step):
+        return False  # at the step of a checkpoint it may be done already
     if maybe_eval.every_steps:
         return batch.step % maybe_eval.every_steps == 0
-    return batch.epoch != last_epoch
+    return batch.epoch != record.epoch
 
 
 def _model_record(job: Job, batches: TrainBatches) -> ModelRecord:
@@ -127,46 +271,3 @@ def _model_record(job: Job, batches: TrainBatches) -> ModelRecord:
         input_shape_CHW=(num_channels, height, width),
         num_classes=len(batches.classes),
     )
-
-
-def _require_trainable(job: Job, spec: BatchSpec, classes: tuple[str, ...]) -> None:
-    """Refuses before the first step what would fail, or learn nothing, in it."""
-    problems = []
-    image = spec.fields[0]
-    layout = "NCHW" if spec.finish.channels_first else "NHWC"
-    dtype = "float32" if spec.finish.scale else image.dtype
-    if layout != "NCHW" or dtype != "float32":
-        problems.append(
-            Problem(
-                file=job.train.chain.file,
-                line=job.train.chain.line,
-                path=job.train.chain.path,
-                expected="a chain whose batches are float32 NCHW",
-                got=f"{dtype} {layout}",
-                way_out="end the chain in Normalize, ToTensorV2",
-            )
-        )
-    if len(classes) < 2:
-        problems.append(
-            Problem(
-                file=str(job.path),
-                line=0,
-                path=f"sources.{job.config.train.source}",
-                expected="at least two classes",
-                got=", ".join(classes) or "none",
-                way_out="is the path one level too deep? it names the folder that holds the class folders",
-            )
-        )
-    if job.config.schedule.kind == "plateau" and job.config.eval is None:
-        problems.append(
-            Problem(
-                file=str(job.path),
-                line=0,
-                path="schedule.kind",
-                expected="an `eval` section, whose loss the plateau schedule goes by",
-                got="none",
-                way_out="add one, or choose another schedule",
-            )
-        )
-    if problems:
-        raise ConfigError(problems)

@@ -7,11 +7,12 @@ Out: quarantine entries (on disk before they count); RunFailed where the policy 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from pipeline.errors import RunFailed
-from pipeline.messages import QUARANTINED, BadSample, Lost
+from pipeline.messages import Lost
+from pipeline.slice_header import QUARANTINED, BadSample
 
 MIN_BAD_BEFORE_FATAL = 10
 
@@ -31,7 +32,9 @@ class BadSamplePolicy:
         identify: Identify,
         quarantine: Record = lambda entry: None,
         journal: Record = lambda entry: None,
+        quarantined: Mapping[int, int] | None = None,
     ) -> None:
+        """`quarantined`: what was decided before, by an earlier attempt at the run or in an earlier pass."""
         self._on_bad_sample = on_bad_sample
         self._max_bad_fraction = max_bad_fraction
         self._identify = identify
@@ -42,7 +45,7 @@ class BadSamplePolicy:
         self.num_bad = 0
         self.bad_names: dict[str, str] = {}
         """Name -> cause, of the first hundred."""
-        self.quarantined: dict[int, int] = {}
+        self.quarantined: dict[int, int] = dict(quarantined or {})
         """Position -> attempt to begin with."""
 
     def delivered(self, num_samples: int, bad: Iterable[BadSample]) -> None:

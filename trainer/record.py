@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from pipeline.run_folder import RunFolder
 from trainer.batch import Batch
@@ -44,6 +46,7 @@ class Summary:
     """What a finished run came to."""
 
     num_steps: int
+    """Steps done, in all attempts."""
     num_samples: int
     skipped_steps: int
     """Steps not taken because their loss or gradient was not finite."""
@@ -59,19 +62,43 @@ class Summary:
     held_out_accuracy: float | None
     run_folder: Path
     checkpoint: Path
+    """The newest one."""
+    first_step: int = 0
+    """The first step of this attempt; speeds and times are of this attempt only, counts of the whole run."""
+    planned_steps: int = 0
+    """Up to the end of the last epoch."""
+    stopped_by: str = ""
+    """What asked it to stop before its end, such as SIGTERM."""
+    num_checkpoints: int = 0
+    """Written in this attempt."""
+    stall_s: float = 0.0
+    """Seconds the loop was kept by checkpoints."""
 
 
 class RunRecord:
     """Counts, times and writes down; its clock starts when it is made and stops during evaluations."""
 
-    def __init__(self, folder: RunFolder, num_steps: int) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        num_steps: int,
+        keep_best: Literal["held_out_accuracy", "held_out_loss"] | None = None,
+    ) -> None:
         self.epoch = 0
+        """Of the last batch trained on."""
         self.position = 0
         """One past the last position trained on."""
+        self.num_steps_done = 0
+        self.evaluated_step = -1
+        """Steps that were done at the latest evaluation; -1 before the first."""
+        self.best_step: int | None = None
+        """Steps that were done at the best evaluation so far, by `keep_best`."""
         self._folder = folder
         self._num_steps = num_steps
-        self._num_steps_done = 0
-        self._num_samples = 0
+        self._keep_best = keep_best
+        self._best_value = math.nan
+        self._first_step = 0
+        self._num_samples = self._num_samples_before = 0
         self._skipped_steps = 0
         self._loss = math.nan
         self._last_losses: deque[float] = deque(maxlen=_NUM_FINAL_STEPS)
@@ -79,10 +106,58 @@ class RunRecord:
         self._started_s = time.perf_counter()
         self._evaluated_s = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values; `load_state_dict` of them goes on counting from here."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "num_steps_done": self.num_steps_done,
+            "evaluated_step": self.evaluated_step,
+            "num_samples": self._num_samples,
+            "skipped_steps": self._skipped_steps,
+            "loss": self._loss,
+            "last_losses": list(self._last_losses),
+            "evaluation": asdict(self._maybe_evaluation) if self._maybe_evaluation else None,
+            "best_metric": self._keep_best,
+            "best_step": self.best_step,
+            "best_value": self._best_value,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Counts go on, clocks do not: speeds are of this attempt."""
+        self.epoch, self.position = state["epoch"], state["position"]
+        self.num_steps_done = self._first_step = state["num_steps_done"]
+        self.evaluated_step = state["evaluated_step"]
+        self._num_samples = self._num_samples_before = state["num_samples"]
+        self._skipped_steps = state["skipped_steps"]
+        self._loss = state["loss"]
+        self._last_losses.extend(state["last_losses"])
+        self._maybe_evaluation = Evaluation(**state["evaluation"]) if state["evaluation"] else None
+        if state["best_metric"] == self._keep_best:  # else the job has chosen another one since
+            self.best_step, self._best_value = state["best_step"], state["best_value"]
+
+    def evaluation_state(self) -> dict[str, Any] | None:
+        """The latest evaluation, for state.json."""
+        evaluation = self._maybe_evaluation
+        if evaluation is None:
+            return None
+        return {
+            "step": self.evaluated_step,
+            "loss": json_number(evaluation.loss),
+            "accuracy": evaluation.accuracy,
+            "num_samples": evaluation.num_samples,
+        }
+
+    def best_state(self) -> dict[str, Any] | None:
+        """The best evaluation, for state.json."""
+        if self.best_step is None:
+            return None
+        return {"metric": self._keep_best, "step": self.best_step, "value": self._best_value}
+
     def add_step(self, batch: Batch, result: StepResult) -> None:
         """One line of metrics.jsonl, with the batch's coordinates and digest; one of journal.jsonl if skipped."""
         self.epoch, self.position = batch.epoch, batch.stop
-        self._num_steps_done = batch.step + 1
+        self.num_steps_done = batch.step + 1
         self._num_samples += result.num_samples
         self._loss = result.loss
         numbers = {"loss": json_number(result.loss), "grad_norm": json_number(result.grad_norm), "lr": result.lr}
@@ -106,9 +181,10 @@ class RunRecord:
         else:
             self._last_losses.append(result.loss)
 
-    def add_evaluation(self, step: int, evaluation: Evaluation, took_s: float) -> None:
-        """One line of journal.jsonl; `took_s` is not counted as training."""
+    def add_evaluation(self, step: int, evaluation: Evaluation, took_s: float) -> bool:
+        """One line of journal.jsonl; `took_s` is not counted as training. True: the best so far, by `keep_best`."""
         self._maybe_evaluation = evaluation
+        self.evaluated_step = step
         self._evaluated_s += took_s
         self._folder.append_event(
             "evaluated",
@@ -118,29 +194,39 @@ class RunRecord:
             num_samples=evaluation.num_samples,
             took_s=round(took_s, 3),
         )
+        if self._keep_best is None:
+            return False
+        value = evaluation.accuracy if self._keep_best == "held_out_accuracy" else evaluation.loss
+        is_better = value > self._best_value if self._keep_best == "held_out_accuracy" else value < self._best_value
+        if math.isnan(value) or not (self.best_step is None or is_better):
+            return False
+        self.best_step, self._best_value = step, value
+        return True
 
     def progress(self, waited_s: float) -> Progress:
         """Where the run stands now."""
         trained_s = self._trained_s()
         return Progress(
-            num_steps_done=self._num_steps_done,
+            num_steps_done=self.num_steps_done,
             num_steps=self._num_steps,
             epoch=self.epoch,
             loss=self._loss,
-            samples_per_s=self._num_samples / trained_s,
+            samples_per_s=(self._num_samples - self._num_samples_before) / trained_s,
             waited_fraction=waited_s / trained_s,
             maybe_evaluation=self._maybe_evaluation,
         )
 
-    def summary(self, waited_s: float, checkpoint: Path) -> Summary:
+    def summary(
+        self, waited_s: float, checkpoint: Path, *, stopped_by: str, num_checkpoints: int, stall_s: float
+    ) -> Summary:
         """Call it right after the last evaluation: its clock runs."""
         trained_s = self._trained_s()
         evaluation = self._maybe_evaluation
         return Summary(
-            num_steps=self._num_steps_done,
+            num_steps=self.num_steps_done,
             num_samples=self._num_samples,
             skipped_steps=self._skipped_steps,
-            samples_per_s=self._num_samples / trained_s,
+            samples_per_s=(self._num_samples - self._num_samples_before) / trained_s,
             waited_s=waited_s,
             waited_fraction=waited_s / trained_s,
             final_loss=sum(self._last_losses) / len(self._last_losses) if self._last_losses else math.nan,
@@ -148,6 +234,11 @@ class RunRecord:
             held_out_accuracy=evaluation.accuracy if evaluation else None,
             run_folder=self._folder.path,
             checkpoint=checkpoint,
+            first_step=self._first_step,
+            planned_steps=self._num_steps,
+            stopped_by=stopped_by,
+            num_checkpoints=num_checkpoints,
+            stall_s=stall_s,
         )
 
     def _trained_s(self) -> float:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 
@@ -19,20 +18,10 @@ from pipeline.timeline import Timeline
 from trainer.batch import Batch
 from trainer.buffers import BufferPool
 from trainer.finish import Finisher
-from trainer.receiver import RawBatch, ReceiverState
+from trainer.raw_batches import RawBatch, RawBatches
 
-
-class RawBatches(Protocol):
-    """What a stream takes batches from."""
-
-    timeline: Timeline
-    state: ReceiverState
-
-    def next_batch(self, stall_timeout_s: float) -> RawBatch | None: ...
-
-    def wait_for_spec(self, timeout_s: float) -> BatchSpec: ...
-
-    def end(self) -> None: ...
+MAX_FINISHERS = 8
+"""Kinds of finish whose constants are kept; a job alternates between a few chains at most."""
 
 
 class BatchStream:
@@ -45,7 +34,6 @@ class BatchStream:
         num_samples: int,
         classes: tuple[str, ...],
         device: torch.device,
-        stall_timeout_s: float,
     ) -> None:
         self.classes = classes
         self.waited_s = 0.0
@@ -53,8 +41,7 @@ class BatchStream:
         self._receiver = receiver
         self._num_samples = num_samples
         self._device = device
-        self._stall_timeout_s = stall_timeout_s
-        self._finisher: Finisher | None = None
+        self._finishers: dict[Finish, Finisher] = {}
         self._finished_pool = BufferPool(max_free=2)
         self._being_copied: deque[tuple[torch.cuda.Event, torch.Tensor]] = deque()
         """Pinned memory that a copy to the GPU may still read."""
@@ -65,9 +52,19 @@ class BatchStream:
         return self._receiver.timeline.num_steps
 
     @property
+    def timeline(self) -> Timeline:
+        """As it is now; a swap changes what lies ahead."""
+        return self._receiver.timeline
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the workers that the batches come from, "" before it is known."""
+        return self._receiver.fingerprint
+
+    @property
     def spec(self) -> BatchSpec:
-        """What the stream delivers; waits for the probe's answer."""
-        return self._receiver.wait_for_spec(self._stall_timeout_s)
+        """What the next batch delivers; waits until every recipe ahead was probed, ConfigError if one is refused."""
+        return self._receiver.wait_for_spec()
 
     def __iter__(self) -> Iterator[Batch]:
         while (raw := self.next_raw()) is not None:
@@ -76,7 +73,7 @@ class BatchStream:
     def next_raw(self) -> RawBatch | None:
         """The next batch as it came over the wire; None at the end."""
         started_s = time.perf_counter()
-        raw = self._receiver.next_batch(self._stall_timeout_s)
+        raw = self._receiver.next_batch()
         self.waited_s += time.perf_counter() - started_s
         return raw
 
@@ -92,19 +89,25 @@ class BatchStream:
             stop=raw.range.stop,
             recipe=raw.range.recipe,
             digest=raw.digest,
-            images=self._finish(raw.images_NHWC),
+            images=self._finish(raw.images_NHWC, raw.spec.finish),
             labels=raw.labels_N.to(self._device, non_blocking=True),
             sample_ids=raw.sample_ids_N,
         )
 
-    def _finish(self, images_NHWC: torch.Tensor) -> torch.Tensor:
-        if self._finisher is None:
-            self._finisher = Finisher(self.spec.finish, self._device)
+    def _finish(self, images_NHWC: torch.Tensor, finish: Finish) -> torch.Tensor:
+        finisher = self._finisher(finish)
         if self._device.type == "cuda":
-            finished = self._finisher(images_NHWC)
+            finished = finisher(images_NHWC)
             self._keep_until_copied(images_NHWC)
             return finished
-        return self._finisher(images_NHWC, self._room_for(images_NHWC, self._finisher.finish))
+        return finisher(images_NHWC, self._room_for(images_NHWC, finish))
+
+    def _finisher(self, finish: Finish) -> Finisher:
+        if finish not in self._finishers:
+            while len(self._finishers) >= MAX_FINISHERS:
+                del self._finishers[next(iter(self._finishers))]
+            self._finishers[finish] = Finisher(finish, self._device)
+        return self._finishers[finish]
 
     def _room_for(self, images_NHWC: torch.Tensor, finish: Finish) -> torch.Tensor | None:
         return self._finished_pool.take(tuple(images_NHWC.shape), torch.float32) if finish.scale else None

@@ -1,0 +1,182 @@
+"""Swapping: wishes for another chain, one after the other, until each is in force or refused.
+
+In:  wishes (of an operator, or of an edited chain file), what a probe answered, what has arrived so far.
+Out: which recipe is to be probed; a changed course; one outcome a wish, also for those who ask again.
+No sockets, no clock, no threads: tests drive it with plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.errors import Problem, RunFailed
+from pipeline.recipe import BatchSpec, Recipe
+from pipeline.swaps import previous_recipe, swap_by_command, swap_by_edit
+from pipeline.timeline import TimelineChange
+from trainer.course import Course
+
+MAX_ANSWERS = 256
+"""Operations whose outcome is remembered: an operator asks twice a second and is gone once it knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """Somebody wants another chain."""
+
+    operation: str
+    """Two wishes of one name are one wish."""
+    recipe: Recipe | None
+    """None: the recipe before the present one."""
+    at_step: int | None = None
+    """The boundary; None: as soon as possible."""
+    edited: str = ""
+    """The chain file whose edit this is, "" for a command."""
+
+    @property
+    def why(self) -> str:
+        """For the timeline."""
+        if self.edited:
+            return f"edit of {self.edited}"
+        return "headrace swap" if self.recipe is not None else "headrace swap --to previous"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of a wish."""
+
+    done: bool
+    text: str
+    problems: tuple[Problem, ...] = ()
+    step: int | None = None
+    """The boundary; None where nothing has changed."""
+
+    def __str__(self) -> str:
+        return "\n".join([self.text, *map(str, self.problems)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Probing:
+    wish: Wish
+    recipe: Recipe
+    file: str
+
+
+class Swapping:
+    """Each wish gets one outcome; wishes take effect in the order in which they came."""
+
+    def __init__(
+        self, course: Course, on_outcome: Callable[[Wish, Outcome], None] = lambda wish, outcome: None
+    ) -> None:
+        self._course = course
+        self._on_outcome = on_outcome
+        self._waiting: list[Wish] = []
+        self._probing: _Probing | None = None
+        self._answers: dict[str, Outcome] = {}
+
+    @property
+    def probing(self) -> Recipe | None:
+        """The recipe that waits for its probe."""
+        return self._probing.recipe if self._probing else None
+
+    def outcome(self, operation: str) -> Outcome | None:
+        """What became of an operation, if that is known and not long ago."""
+        return self._answers.get(operation)
+
+    def ask(self, wish: Wish, first_step: int) -> None:
+        """A new wish, or one repeated. `first_step`: of it and of later steps nothing has arrived."""
+        waiting = [*([self._probing.wish] if self._probing else []), *self._waiting]
+        if wish.operation in self._answers or any(wish.operation == other.operation for other in waiting):
+            return
+        for older in waiting:
+            # Of twenty edits in two seconds the last one counts; a probe of an older text would be for nothing.
+            if wish.edited and older.edited == wish.edited:
+                self._end(older, Outcome(done=True, text=f"a later edit of {wish.edited} took its place"))
+        self._waiting.append(wish)
+        self._go_on(first_step)
+
+    def probed(
+        self, digest: str, spec: BatchSpec | None, problems: tuple[Problem, ...], first_step: int, hint: int = 0
+    ) -> bool:
+        """A probe's answer; True if the course has changed. `hint`: from this step on a swap wastes no work."""
+        probing = self._probing
+        if probing is None or probing.recipe.digest != digest:
+            return False
+        if spec is None:
+            outcome = Outcome(done=False, text="refused; the present chain goes on", problems=problems)
+        else:
+            outcome = self._swap(probing, spec, self._earliest(first_step, probing.wish), hint)
+        self._end(probing.wish, outcome)
+        self._go_on(first_step)
+        return outcome.step is not None
+
+    def _go_on(self, first_step: int) -> None:
+        """Up to the first waiting wish that needs a probe."""
+        while self._probing is None and self._waiting:
+            wish = self._waiting[0]
+            step = self._earliest(first_step, wish)
+            if step >= self._course.timeline.num_steps:
+                text = f"too late: from step {self._course.timeline.num_steps} on there are no batches"
+                self._end(wish, Outcome(done=False, text=text))
+                continue
+            recipe, file = wish.recipe, wish.edited or (wish.recipe.chain.file if wish.recipe else "")
+            if recipe is None:
+                previous = previous_recipe(self._course.timeline, step)
+                if previous is None:
+                    self._end(wish, Outcome(done=False, text="there was no other recipe before the present one"))
+                    continue
+                recipe, file = self._course.recipes[previous.recipe], previous.file
+            if self._change(_Probing(wish, recipe, file), step) is None:
+                text = f"nothing changes: what recipe {recipe.digest} would make is what is made from step {step} on"
+                self._end(wish, Outcome(done=True, text=text))
+                continue
+            self._waiting.remove(wish)
+            self._probing = _Probing(wish, recipe, file)
+
+    def _swap(self, probing: _Probing, spec: BatchSpec, earliest: int, hint: int) -> Outcome:
+        course, recipe = self._course, probing.recipe
+        step = max(earliest, hint) if hint < course.timeline.num_steps else earliest
+        if step >= course.timeline.num_steps:
+            return Outcome(done=False, text=f"too late: the stream ends before step {step}")
+        change = self._change(probing, step)
+        if change is None:
+            return Outcome(done=True, text=f"nothing changes: recipe {recipe.digest} is in force already")
+        problems = (
+            *course.shape_problems(recipe, spec, course.spec_at(step)),
+            *course.window_problems(spec, {entry.batch_size for entry in change.entries}),
+        )
+        if problems:
+            return Outcome(done=False, text="refused; the present chain goes on", problems=problems)
+        try:
+            course.change(change, recipe, spec)
+        except RunFailed as error:
+            return Outcome(done=False, text=f"refused, since it could not be written down: {error}")
+        begins = next(entry.step for entry in change.entries if entry.recipe == recipe.digest)
+        at_step = probing.wish.at_step
+        late = (
+            f"; the batches before it are made already, step {at_step} among them"
+            if at_step not in (None, begins)
+            else ""
+        )
+        text = f"recipe {recipe.digest} from {probing.file or 'the job'} is in force from step {begins} on{late}"
+        return Outcome(done=True, text=text, step=step)
+
+    def _change(self, probing: _Probing, step: int) -> TimelineChange | None:
+        make = swap_by_edit if probing.wish.edited else swap_by_command
+        return make(self._course.timeline, step, probing.recipe.digest, probing.file, probing.wish.why)
+
+    def _earliest(self, first_step: int, wish: Wish) -> int:
+        """No boundary lies below what has arrived, or was ever delivered in this run."""
+        # "Previous" to a swap that is still to come takes that swap back: it begins where the swap would have begun.
+        undone = self._course.last_change_step if wish.recipe is None else 0
+        return max(first_step, self._course.free_from_step, wish.at_step or 0, undone)
+
+    def _end(self, wish: Wish, outcome: Outcome) -> None:
+        if self._probing is not None and self._probing.wish is wish:
+            self._probing = None
+        else:
+            self._waiting.remove(wish)
+        self._answers[wish.operation] = outcome
+        while len(self._answers) > MAX_ANSWERS:
+            del self._answers[next(iter(self._answers))]
+        self._on_outcome(wish, outcome)
