@@ -19,9 +19,6 @@ from headrace._house import own_house
 if TYPE_CHECKING:
     import typer
 
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-"""As shells report a command that Ctrl-C has ended."""
-
 
 def main() -> None:
     """Run a subcommand; ends the process with its exit code."""
@@ -33,7 +30,7 @@ def main() -> None:
         with own_house():
             _run()
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(_exit_interrupted())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -51,6 +48,12 @@ def _run() -> None:
         sys.exit(error.exit_code)
 
 
+def _exit_interrupted() -> int:
+    with own_house():
+        from pipeline.errors import EXIT_INTERRUPTED
+    return EXIT_INTERRUPTED
+
+
 def _app() -> typer.Typer:
     # Imported here, not above: a Ctrl-C in the half second that it takes must end as quietly as any other.
     import typer
@@ -60,6 +63,11 @@ def _app() -> typer.Typer:
     from headrace.commands.demo_data import demo_data
     from headrace.commands.digest import digest
     from headrace.commands.pipeline import pipeline
+    from headrace.commands.replay import replay
+    from headrace.commands.scale import scale
+    from headrace.commands.status import status
+    from headrace.commands.stop import stop
+    from headrace.commands.swap import swap
     from headrace.commands.train import train
     from headrace.commands.workers import workers
 
@@ -71,9 +79,14 @@ def _app() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     app.command("train")(train)
+    app.command("status")(status)
+    app.command("swap")(swap)
+    app.command("scale")(scale)
+    app.command("stop")(stop)
     app.command("check")(check)
     app.command("digest")(digest)
     app.command("demo-data")(demo_data)
+    app.command("replay")(replay)
     app.command("bench")(bench)
     app.command("pipeline")(pipeline)
     app.command("workers")(workers)
@@ -81,7 +94,10 @@ def _app() -> typer.Typer:
 
 
 def _listen_for_signals() -> None:
-    """SIGTERM and SIGALRM are as Ctrl-C; one that comes in a finalizer, where Python drops it, comes again."""
+    """SIGTERM and SIGALRM are as Ctrl-C; one that comes in a finalizer, where Python drops it, comes again.
+
+    `headrace train` sets other handlers while it trains (headrace/signals.py); the standing services have theirs.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     signal.signal(signal.SIGALRM, _interrupt)
     report = sys.unraisablehook

@@ -1,6 +1,6 @@
 """A worker without a process: makes slices in the caller's thread, for a debugger.
 
-In:  leases.
+In:  streams, probes, leases.
 Out: what `workers/worker.py` would send.
 """
 
@@ -10,9 +10,9 @@ import os
 
 from headrace._house import own_house
 from pipeline.config_job import Job
-from pipeline.errors import ConfigError
+from pipeline.errors import Problem
 from pipeline.messages import Lease, OpenStream
-from pipeline.recipe import BatchSpec, Recipe
+from pipeline.recipe import BatchSpec
 from trainer.inline import Made
 
 with own_house():
@@ -20,6 +20,7 @@ with own_house():
 
     # Before cv2 is imported; where it was already, bytes may differ from those of worker processes.
     os.environ.update(kernel_environment())
+    from workers.fingerprint import fingerprint
     from workers.produce import ReadFailed
     from workers.streams import OpenStreams
 
@@ -29,23 +30,17 @@ class InlineWorker:
 
     def __init__(self, job: Job) -> None:
         base = job.path.absolute().parent
+        self.fingerprint = fingerprint()
         self._streams = OpenStreams(job.config.sources, job.config.plugins, base, worker="inline")
 
-    def open(self, message: OpenStream, recipe: Recipe) -> BatchSpec:
-        """Open a stream and probe its recipe; ConfigError if it is refused."""
+    def open(self, message: OpenStream) -> None:
+        """What probes and leases refer to from now on."""
         self._streams.open(message)
-        outcome = self._streams.probe((message.stream, message.incarnation), recipe.digest)
-        if not isinstance(outcome, BatchSpec):
-            raise ConfigError(place.problem() for place in outcome)
-        self._streams.open(
-            OpenStream(
-                stream=message.stream,
-                incarnation=message.incarnation,
-                spec=message.spec,
-                batch_specs={recipe.digest: outcome},
-            )
-        )
-        return outcome
+
+    def probe(self, stream: tuple[str, int], digest: str) -> BatchSpec | tuple[Problem, ...]:
+        """What a recipe delivers, or why it is refused."""
+        outcome = self._streams.probe(stream, digest)
+        return outcome if isinstance(outcome, BatchSpec) else tuple(place.problem() for place in outcome)
 
     def make(self, lease: Lease) -> Made | tuple[int, str]:
         """The slice, or the position that could not be read and why."""

@@ -1,7 +1,7 @@
 """The library's front door: a job's batches inside somebody's own loop.
 
 In:  a job file.
-Out: `Stream`, an iterable of batches that starts and ends its own services.
+Out: `Stream`, an iterable of batches that starts and ends its own services, or uses standing ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from types import TracebackType
 
 from headrace.embedded import Streams
 from pipeline.config import load_job
+from pipeline.job import initial_workers
 from pipeline.recipe import BatchSpec
 from trainer.batch import Batch
 
@@ -20,16 +21,25 @@ from trainer.batch import Batch
 class Stream:
     """Iterating gives every batch of the job's train stream exactly once, in order."""
 
-    def __init__(self, job: str | Path, overrides: Sequence[str] = (), *, workers: int | None = None) -> None:
+    def __init__(
+        self,
+        job: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        workers: int | None = None,
+        connect: str | None = None,
+    ) -> None:
         """Start the services of `job` (a job file's path).
 
         overrides: as the command line's `--set`, such as "train.batch_size=32".
         workers: worker processes instead of the job's number; 0 makes batches in this thread.
+        connect: the address of a standing `headrace pipeline`, whose workers are used instead; it is waited for.
         Raises ConfigError if the job or its chains are wrong.
         """
         loaded = load_job(Path(job), overrides)
-        num_workers = loaded.config.workers if workers is None else workers
-        self._streams = Streams(loaded, num_workers, folder=None)
+        initial, automatic = initial_workers(loaded.config)
+        num_workers, automatic = (initial, automatic) if workers is None else (workers, False)
+        self._streams = Streams(loaded, num_workers, folder=None, connect=connect, automatic=automatic)
         # Ends the services also when the stream is forgotten, or the interpreter exits.
         self._finalizer = weakref.finalize(self, self._streams.close)
 

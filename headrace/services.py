@@ -1,83 +1,139 @@
-"""The private services of one job: a dispatcher and a pool, started by their own commands.
+"""The private services of one job: a dispatcher and a pool, kept alive while the job lives.
 
 In:  a job, how many workers.
-Out: two running processes, their directory, and what to look at when one of them ends.
+Out: two running processes, started by their own commands and started again when they end or fall silent; their
+     directory.
 They end by themselves when this process does, however it ends: each holds one end of a pipe.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+import traceback
+import uuid
 import weakref
 from collections import deque
-from typing import IO
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
-from headrace._house import ROOT
+from headrace.service_process import LOG_TAIL_LINES, ServiceProcess
+from headrace.vitals import Vitals
 from pipeline.config_job import Job
-from pipeline.errors import RunFailed
+from pipeline.contact import MAX_LOOK_GAP_S
+from pipeline.errors import EXIT_USER_INPUT, RemoteProtocolError, RunFailed
+from pipeline.job import worker_bounds
+from pipeline.process_state import STOPPED, state_of
 from pipeline.runtime_dir import RuntimeDir
+from pipeline.service_messages import AskStatus, Status
+from pipeline.transport import Context, Dealer, Poller, Waker
+from pipeline.wire import decode_message, encode_message
 
 END_TIMEOUT_S = 3.0
-LOG_TAIL_LINES = 15
-LOG_LINE_NBYTES = 4096
+LOOK_S = 0.1
+ASK_S = 1.0
+FRESH_S = 2.5
+"""Since the dispatcher's last answer; without one as young as this, nothing can be said of the pool."""
 
-_in_use: weakref.WeakSet[Services] = weakref.WeakSet()
+KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP)
+"""Exit codes that say nothing about what the next start will come to."""
+
+Command = Literal["pipeline", "workers"]
+
+
+class _Holds(Protocol):
+    def let_go_in_child(self) -> None: ...
+
+
+_in_use: weakref.WeakSet[_Holds] = weakref.WeakSet()
+
+
+@dataclass(slots=True)
+class _Service:
+    command: Command
+    process: ServiceProcess | None = None
+    """None between two lives."""
+    vitals: Vitals = field(default_factory=Vitals)
+    tail: deque[bytes] = field(default_factory=lambda: deque(maxlen=LOG_TAIL_LINES))
+
+    @property
+    def name(self) -> str:
+        return f"the job's own `headrace {self.command}`"
+
+    def log_tail(self) -> str:
+        lines = [line.decode(errors="replace").rstrip() for line in self.tail]
+        return "\n".join(f"  {line}" for line in lines) or "  (it said nothing)"
 
 
 class Services:
-    """A dispatcher and a pool of workers that belong to this process."""
+    """A dispatcher and a pool of workers that belong to this process; never more than one of each."""
 
-    def __init__(self, job: Job, num_workers: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        num_workers: int,
+        *,
+        automatic: bool = False,
+        on_trouble: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """`on_trouble`: told, in a thread of ours, which service ended and what was done."""
         self.directory = RuntimeDir.create()
         self.dispatcher = self.directory.endpoint("control")
+        self._job = job
+        self._pool = f"pool-{uuid.uuid4().hex[:8]}"
+        self._size, self._automatic = num_workers, automatic
+        least, most = worker_bounds(job.config)
+        self._bounds = min(least, num_workers), max(most, num_workers)
+        self._on_trouble = on_trouble
         self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._tails: dict[str, deque[bytes]] = {}
-        self._readers: list[threading.Thread] = []
+        self._services: dict[Command, _Service] = {name: _Service(name) for name in ("pipeline", "workers")}
         self._owner_pid = os.getpid()
-        _in_use.add(self)
+        self._failure = ""
+        self._ending = False
+        self._lock = threading.Lock()
+        """Held while a process is started or killed: after `end` none is started."""
+        self._waker = Waker()
+        self._watcher = threading.Thread(target=self._watch, name="services", daemon=True)
+        self._heard_s = 0.0
+        let_go_in_children(self)
         try:
-            self._start("pipeline", "--listen", self.dispatcher)
-            self._start("workers", "--connect", self.dispatcher, *_worker_arguments(job, num_workers))
+            for service in self._services.values():
+                self._start(service, time.monotonic())
+            self._watcher.start()
         except BaseException:
             self.end()
             raise
 
     def check(self) -> None:
-        """RunFailed, with the end of its log, if one of the services has ended."""
+        """RunFailed, with the end of its log, if one of the services can't be kept alive."""
         if os.getpid() != self._owner_pid:
-            raise RunFailed(
-                "this process was forked from the one that opened the stream, and a stream can't be shared\n"
-                "  to go on: iterate in the process that opened it; a DataLoader around a stream is not needed"
-            )
-        for name, process in self._processes.items():
-            code = process.poll()
-            if code is not None:
-                ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-                raise RunFailed(f"the job's own `headrace {name}` ended with {ended}\n{self._log_tail(name)}")
+            raise forked_stream()
+        if self._failure:
+            raise RunFailed(self._failure)
 
     def end(self) -> None:
-        """End both and remove what they left."""
+        """End both and remove what they left; harmless when done twice."""
         if os.getpid() != self._owner_pid:
             return  # a forked child's copy: they are its parent's
+        with self._lock:
+            if self._ending:
+                return
+            self._ending = True
         _in_use.discard(self)
+        self._waker.wake()
+        if self._watcher.is_alive():
+            self._watcher.join(timeout=END_TIMEOUT_S)
         os.close(self._lifeline_write_fd)
         os.close(self._lifeline_read_fd)
         deadline_s = time.monotonic() + END_TIMEOUT_S
-        for process in self._processes.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline_s - time.monotonic()))
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # its session, workers included
-            process.wait()
-        for reader in self._readers:
-            reader.join(timeout=1.0)  # at once: the last writer is dead
+        for service in self._services.values():
+            if service.process is not None:
+                service.process.wait(max(0.0, deadline_s - time.monotonic()))
+                service.process.kill()
+        self._waker.close()
         self.directory.remove()
 
     def let_go_in_child(self) -> None:
@@ -85,54 +141,125 @@ class Services:
         os.close(self._lifeline_write_fd)
         self.directory.release()
 
-    def _start(self, command: str, *arguments: str) -> None:
-        environment = dict(os.environ)
-        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-        process = subprocess.Popen(
-            [
-                *(sys.executable, "-P", "-m", "headrace", command, *arguments),
-                *("--lifeline", str(self._lifeline_read_fd), "--runtime-dir", str(self.directory.path)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            pass_fds=[self._lifeline_read_fd],
-            start_new_session=True,  # Ctrl-C in the terminal is for the trainer; it ends them
-            env=environment,
-        )
-        self._processes[command] = process
-        tail = self._tails[command] = deque(maxlen=LOG_TAIL_LINES)
-        # Only its last lines are kept: a plug-in that prints for days must fill neither disk nor memory.
-        reader = threading.Thread(target=_keep_tail, args=(process.stdout, tail), name=f"log of {command}", daemon=True)
-        reader.start()
-        self._readers.append(reader)
+    # the watcher's side
 
-    def _log_tail(self, command: str) -> str:
-        lines = [line.decode(errors="replace").rstrip() for line in self._tails[command]]
-        return "\n".join(f"  {line}" for line in lines) or "  (it said nothing)"
+    def _watch(self) -> None:
+        context = Context()
+        try:
+            dealer = context.dealer(self.dispatcher, f"watcher-{uuid.uuid4().hex[:8]}")
+            self._keep_alive(dealer)
+        except Exception:
+            self._failure = f"the job's services are no longer watched\n{traceback.format_exc()}"
+        finally:
+            context.close()
+
+    def _keep_alive(self, dealer: Dealer) -> None:
+        poller = Poller()
+        poller.add(dealer)
+        poller.add(self._waker.read_fd)
+        last_look_s, next_ask_s = time.monotonic(), 0.0
+        while not self._ending and not self._failure:
+            now_s = time.monotonic()
+            if now_s - last_look_s > MAX_LOOK_GAP_S:  # we were stopped ourselves: nobody could be heard
+                for service in self._services.values():
+                    service.vitals.resumed(now_s)
+            last_look_s = now_s
+            while (frame := dealer.receive()) is not None:
+                self._hear(frame, now_s)
+            if now_s >= next_ask_s:
+                next_ask_s = now_s + ASK_S
+                dealer.send(encode_message(AskStatus(operation="watch")))
+            self._look(self._services["pipeline"], now_s)
+            if now_s - self._heard_s > FRESH_S:
+                self._services["workers"].vitals.excused(now_s)
+            self._look(self._services["workers"], now_s)
+            poller.wait(LOOK_S)
+            self._waker.clear()
+
+    def _hear(self, frame: bytes, now_s: float) -> None:
+        try:
+            status = decode_message(frame)
+        except RemoteProtocolError:
+            return
+        dispatcher, pool = self._services["pipeline"], self._services["workers"]
+        if not isinstance(status, Status) or dispatcher.process is None or status.pid != dispatcher.process.pid:
+            return
+        self._heard_s = now_s
+        dispatcher.vitals.seen(now_s)
+        for told in status.pools:
+            if told.pool == self._pool and pool.process is not None and told.pid == pool.process.pid:
+                self._size, self._automatic = told.size, told.automatic
+                if told.silent_s < FRESH_S:
+                    pool.vitals.seen(now_s)
+
+    def _look(self, service: _Service, now_s: float) -> None:
+        """Bury what has ended, kill what is silent, start what is missing."""
+        if service.process is None:
+            if now_s >= service.vitals.start_at_s:
+                self._start(service, now_s)
+            return
+        if service.process.has_ended():
+            by_itself = service.process.exit_code not in KILLED_FROM_OUTSIDE
+            self._replace(service, now_s, "", by_itself=by_itself)
+            return
+        is_stopped = state_of(service.process.pid) == STOPPED
+        if why := service.vitals.looked(now_s, is_stopped=is_stopped):
+            self._replace(service, now_s, why, by_itself=not is_stopped)
+
+    def _replace(self, service: _Service, now_s: float, why: str, *, by_itself: bool) -> None:
+        with self._lock:
+            if self._ending or service.process is None:
+                return
+            ended = service.process.kill()
+            exit_code, service.process = service.process.exit_code, None
+        service.vitals.ended(now_s, by_itself=by_itself)
+        # What the user wrote is wrong: another start would find the same.
+        if service.vitals.is_hopeless or (exit_code == EXIT_USER_INPUT and not service.vitals.is_healthy):
+            again = "; it was started again and again" if service.vitals.is_hopeless else ""
+            self._failure = f"{service.name} {ended}{again}\n{service.log_tail()}"
+            return
+        done = "it was killed and is started again" if why else "it is started again"
+        self._on_trouble(f"{service.name} {why or ended}; {done}")
+
+    def _start(self, service: _Service, now_s: float) -> None:
+        arguments = ["--listen", self.dispatcher] if service.command == "pipeline" else self._pool_arguments()
+        arguments += ["--runtime-dir", str(self.directory.path)]
+        with self._lock:
+            if not self._ending:
+                service.process = ServiceProcess(service.command, arguments, self._lifeline_read_fd, service.tail)
+                service.vitals.started(now_s)
+
+    def _pool_arguments(self) -> list[str]:
+        job, (least, most) = self._job, self._bounds
+        arguments = ["--connect", self.dispatcher, "--name", self._pool, "--num", str(self._size)]
+        arguments += ["--min", str(least), "--max", str(most), "--hang-s", str(job.config.hang_s)]
+        arguments += ["--base", str(job.path.absolute().parent)]
+        if self._automatic:
+            arguments.append("--auto")
+        for name, source in job.config.sources.items():
+            arguments += ["--source", f"{name}={source.model_dump_json()}"]
+        for plugin in job.config.plugins:
+            arguments += ["--plugins", plugin]
+        return arguments
 
 
-def _keep_tail(stream: IO[bytes], tail: deque[bytes]) -> None:
-    with stream:
-        while line := stream.readline(LOG_LINE_NBYTES):
-            tail.append(line)
+def let_go_in_children(holder: _Holds) -> None:
+    """From now on a process that is forked from this one lets go of it, while it is in use here."""
+    _in_use.add(holder)
+
+
+def forked_stream() -> RunFailed:
+    """What a process is told that was forked from the one that opened a stream."""
+    return RunFailed(
+        "this process was forked from the one that opened the stream, and a stream can't be shared\n"
+        "  to go on: iterate in the process that opened it; a DataLoader around a stream is not needed"
+    )
 
 
 def _let_go_in_child() -> None:
-    for services in list(_in_use):
-        services.let_go_in_child()
+    for holder in list(_in_use):
+        holder.let_go_in_child()
 
 
 # A user's DataLoader or multiprocessing may fork this process at any time.
 os.register_at_fork(after_in_child=_let_go_in_child)
-
-
-def _worker_arguments(job: Job, num_workers: int) -> list[str]:
-    arguments = ["--num", str(num_workers), "--hang-s", str(job.config.hang_s)]
-    arguments += ["--base", str(job.path.absolute().parent)]
-    for name, source in job.config.sources.items():
-        arguments += ["--source", f"{name}={source.model_dump_json()}"]
-    for plugin in job.config.plugins:
-        arguments += ["--plugins", plugin]
-    return arguments

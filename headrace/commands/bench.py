@@ -41,6 +41,7 @@ def bench(
     """Measure samples/s against the raw limit of the chain and against torch's DataLoader."""
     from headrace.bench_run import measure_rounds, reseed_us, write_json
     from pipeline.config import load_job
+    from pipeline.job import initial_workers
 
     console = Console()
     overrides = list(set_ or [])
@@ -48,7 +49,7 @@ def bench(
     if not own_images:
         overrides.append(_instead_of_own_images(loaded))
         loaded = load_job(job, overrides)
-    num_workers = workers or loaded.config.workers or 1
+    num_workers = workers or initial_workers(loaded.config)[0] or 1
     console.print(_describe(loaded, num_workers), soft_wrap=True, highlight=False)
     measured = measure_rounds(
         job, overrides, num_workers, num_rounds=rounds, ignore_s=ignore, count_s=seconds, report=console.print

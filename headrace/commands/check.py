@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from pipeline.config import examine_job, is_job_file, load_chain
+from pipeline.config_recipes import JobRecipes
 from pipeline.errors import EXIT_USER_INPUT, ConfigError
 from pipeline.plan import open_job_source, require_equal_classes
 from pipeline.recipe import Recipe
@@ -56,11 +57,10 @@ def _check_one(file: Path, plugins: list[str]) -> str:
     examined = examine_job(file)
     problems = list(examined.problems)
     try:
-        modules = _load_plugins(examined.plugins, file.resolve().parent)
+        modules = _load_plugins(examined.recipes.plugins, file.resolve().parent)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from error
-    named = {"recipe": examined.train, "eval": examined.eval}
-    recipes = {name: recipe for name, recipe in named.items() if recipe is not None}
+    recipes = _named_recipes(examined.recipes)
     for recipe in recipes.values():
         try:
             compile_chain(recipe, modules)
@@ -80,6 +80,14 @@ def _check_one(file: Path, plugins: list[str]) -> str:
     counts = [f"{name}: {len(source)} samples, {len(source.classes)} classes" for name, source in sources.items()]
     parts = [f"{name} {recipe.digest}" for name, recipe in recipes.items()]
     return ", ".join(["job", *parts, *counts])
+
+
+def _named_recipes(recipes: JobRecipes) -> dict[str, Recipe]:
+    """All that could be read, in the order in which the job uses them."""
+    named = {"recipe": recipes.train}
+    named |= {f"from epoch {later.from_epoch}": later.recipe for later in recipes.later}
+    named |= {"eval": recipes.eval}
+    return {name: recipe for name, recipe in named.items() if recipe is not None}
 
 
 def _load_plugins(references: list[str] | tuple[str, ...], folder: Path) -> dict[str, ModuleType]:

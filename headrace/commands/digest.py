@@ -19,10 +19,11 @@ def digest(
     """Print position, epoch, recipe and digest of each batch; the same for any number of workers."""
     from headrace.embedded import open_streams
     from pipeline.config import load_job
+    from pipeline.job import initial_workers
 
     overrides = [*(set_ or []), *([f"slice_size={slice_size}"] if slice_size else [])]
     loaded = load_job(job, overrides)
-    num_workers = loaded.config.workers if workers is None else workers
+    num_workers = initial_workers(loaded.config)[0] if workers is None else workers
     with open_streams(loaded, num_workers, start_position=from_position) as streams:
         for _ in range(batches):
             raw = streams.train.next_raw()

@@ -1,12 +1,13 @@
 """`headrace train`: a job from its file to a saved model.
 
-In:  a job file, and options that override it.
+In:  a job file, and options that override it; or the folder of a run to go on with.
 Out: a run folder; on the terminal a progress bar (plain lines where there is none) and a summary.
 Never trains by itself: `trainer.loop` does.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -19,9 +20,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from pipeline.config import dump_job, load_job
-from pipeline.errors import ConfigError, Problem
-from pipeline.run_folder import RunFolder
+from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_timeline
+from headrace.signals import StopOnSignals, stopping_on_signals
+from pipeline.config import load_job
+from pipeline.errors import ConfigError, Problem, Stopped
+from pipeline.job import initial_workers
+from trainer.stopping import StopRequest
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job
@@ -34,28 +38,85 @@ _LINE_EVERY_S = 5.0
 def train(
     job: Annotated[Path, typer.Argument(help="The job file.", metavar="JOB.yaml")],
     run_dir: Annotated[Path | None, typer.Option(help="The run's folder; runs/NAME if not given.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Worker processes; the job's number if not given.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's newest good checkpoint.")] = False,
+    from_step: Annotated[
+        int | None, typer.Option("--from", min=0, metavar="STEP", help="Go back to the checkpoint of this step.")
+    ] = None,
+    branch: Annotated[bool, typer.Option("--branch", help="With --from: keep what came later in branch-K/.")] = False,
+    accept_changes: Annotated[
+        bool, typer.Option("--accept-changes", help="Resume though the job has other training settings now.")
+    ] = False,
+    workers: Annotated[
+        str | None, typer.Option(metavar="N|auto", help="Worker processes; the job's number if not given.")
+    ] = None,
+    connect: Annotated[
+        str | None, typer.Option(metavar="E", help="A standing dispatcher's endpoint; private services if not given.")
+    ] = None,
+    timeline: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A new run with the swaps of an earlier one's timeline.jsonl.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field, as in optimizer.lr=0.01.")] = None,
 ) -> None:
     """Train a job's model on augmented batches, and save it."""
-    loaded = load_job(job, set_ or [])
-    num_workers = loaded.config.workers if workers is None else workers
-    with RunFolder.create(run_dir or Path("runs") / loaded.config.name, dump_job(loaded.config)) as folder:
+    _require_sense(resume, from_step, branch=branch, accept_changes=accept_changes, timeline=timeline)
+    loaded = load_job(job, [*(set_ or []), *_workers_override(workers)])
+    path = run_dir or Path("runs") / loaded.config.name
+    console, stop = Console(), StopRequest()
+    with stopping_on_signals(stop, loaded.config.checkpoint.grace_s) as signals:
+        if resume:
+            begun = begin_resumed(loaded, path, from_step=from_step, is_branch=branch, accept_changes=accept_changes)
+        else:
+            begun = begin_with_timeline(loaded, path, timeline) if timeline else begin_new(loaded, path)
+        go_on = shlex.join(["headrace", "train", str(job), "--run-dir", str(path), "--resume", *_again(set_, connect)])
+        summary = _train_in_folder(loaded, begun, connect, stop, signals, go_on, console)
+    if summary is None:
+        return
+    if summary.stopped_by:
+        raise Stopped(
+            f"stopped by {summary.stopped_by} after step {summary.num_steps} of {summary.planned_steps}, "
+            f"with {summary.checkpoint}\n  to go on: {go_on}"
+        )
+    print_summary(summary, console)
+
+
+def _train_in_folder(
+    job: Job,
+    begun: Beginning,
+    connect: str | None,
+    stop: StopRequest,
+    signals: StopOnSignals,
+    go_on: str,
+    console: Console,
+) -> Summary | None:
+    """None if the run was finished before."""
+    with begun.folder as folder:
+        for note in begun.notes:
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
+        for warning in begun.warnings:
+            print(f"headrace: warning: {warning}", file=sys.stderr)
+        if begun.is_finished:
+            console.print(f"it is finished already; to go on, raise train.epochs (now {job.config.train.epochs})")
+            return None
         try:
-            summary = _train(loaded, num_workers, folder, Console())
+            return _train(job, begun, connect, stop, signals, console)
         except ConfigError:
             # Refused before its first step: the corrected command can use the same folder.
             folder.discard_if_unused()
             raise
         except KeyboardInterrupt:
+            if begun.resumed is not None and not stop.has_begun:
+                raise Stopped(f"stopped by {stop.why} before its next step\n  to go on: {go_on}") from None
             folder.discard_if_unused()
-            left = f"; its record until now: {folder.path}" if folder.path.exists() else " before its first step"
+            left = " before its first step"
+            if folder.path.exists():
+                left = f"; its record until now: {folder.path}\n  to go on: {go_on}"
             print(f"headrace: stopped{left}", file=sys.stderr)
             raise
-    print_summary(summary, Console())
 
 
-def _train(job: Job, num_workers: int, folder: RunFolder, console: Console) -> Summary:
+def _train(
+    job: Job, begun: Beginning, connect: str | None, stop: StopRequest, signals: StopOnSignals, console: Console
+) -> Summary:
     # Imported here, so that no other command waits for torch (1.5 s) or needs it.
     try:
         from headrace.embedded import open_streams
@@ -65,19 +126,61 @@ def _train(job: Job, num_workers: int, folder: RunFolder, console: Console) -> S
             raise
         raise _torch_is_missing() from error
 
-    folder.write_recipe(job.train)
-    if job.eval is not None:
-        folder.write_recipe(job.eval)
-    with open_streams(job, num_workers, folder) as streams:
+    num_workers, automatic = initial_workers(job.config)
+    folder = begun.folder
+    with open_streams(job, num_workers, folder, connect=connect, start=begun.start, automatic=automatic) as streams:
+        signals.watch(streams.stop_requested)
         if console.is_terminal:
             with _bar(console) as bar:
-                summary = train_job(job, streams, folder, _bar_updater(bar, streams.train.num_steps))
+                update = _bar_updater(bar, begun.start.head_step, streams.train.num_steps)
+                summary = train_job(job, streams, folder, update, begun.resumed, stop)
         else:
-            summary = train_job(job, streams, folder, _line_printer(console, time.monotonic))
+            update = _line_printer(console, time.monotonic)
+            summary = train_job(job, streams, folder, update, begun.resumed, stop)
+        signals.is_done()
         if streams.num_bad_samples:
             text = f"{streams.num_bad_samples} bad samples were replaced by others; journal.jsonl names them"
             console.print(text, soft_wrap=True, highlight=False)
     return summary
+
+
+def _require_sense(
+    resume: bool, from_step: int | None, *, branch: bool, accept_changes: bool, timeline: Path | None
+) -> None:
+    """Refuses options that mean nothing together."""
+    wrong = [
+        (branch and from_step is None, "--branch", "--from STEP beside it"),
+        (from_step is not None and not resume, "--from", "--resume beside it"),
+        (accept_changes and not resume, "--accept-changes", "--resume beside it"),
+        (timeline is not None and resume, "--timeline", "a new run, without --resume"),
+    ]
+    problems = [
+        Problem(
+            file="command line",
+            line=0,
+            path=option,
+            expected=expected,
+            got="none" if "beside" in expected else "--resume",
+        )
+        for is_wrong, option, expected in wrong
+        if is_wrong
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _workers_override(workers: str | None) -> list[str]:
+    if workers is None:
+        return []
+    if workers != "auto" and not workers.isdecimal():
+        expected = "a number of worker processes from 0, or auto"
+        raise ConfigError(Problem(file="command line", line=0, path="--workers", expected=expected, got=workers))
+    return [f"workers={workers}"]
+
+
+def _again(set_: list[str] | None, connect: str | None) -> list[str]:
+    """The options that the command to go on with needs as well."""
+    return [*(part for each in set_ or [] for part in ("--set", each)), *(["--connect", connect] if connect else [])]
 
 
 def _bar(console: Console) -> Bar:
@@ -86,8 +189,8 @@ def _bar(console: Console) -> Bar:
     )
 
 
-def _bar_updater(bar: Bar, num_steps: int) -> Callable[[Progress], None]:
-    task = bar.add_task("waiting for the first batch", total=num_steps)
+def _bar_updater(bar: Bar, first_step: int, num_steps: int) -> Callable[[Progress], None]:
+    task = bar.add_task("waiting for the first batch", total=num_steps, completed=first_step)
 
     def update(progress: Progress) -> None:
         bar.update(task, completed=progress.num_steps_done, description=describe_progress(progress))
@@ -130,8 +233,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     table.add_row("steps", f"{summary.num_steps} ({summary.num_samples} samples)")
     if summary.skipped_steps:
         table.add_row("skipped steps", f"{summary.skipped_steps} (loss or gradient not finite; see journal.jsonl)")
+    if summary.first_step:
+        table.add_row("of these, now", f"{summary.num_steps - summary.first_step}, from step {summary.first_step} on")
     table.add_row("speed", f"{summary.samples_per_s:.0f} samples/s")
     table.add_row("time waited for data", f"{summary.waited_s:.1f} s ({100 * summary.waited_fraction:.0f} %)")
+    if summary.num_checkpoints:
+        table.add_row("checkpoints", f"{summary.num_checkpoints}, which held training up for {summary.stall_s:.2f} s")
     table.add_row("final loss", f"{summary.final_loss:.4f}")
     if summary.held_out_accuracy is not None:
         table.add_row("held-out accuracy", f"{100 * summary.held_out_accuracy:.1f} %")

@@ -9,8 +9,14 @@ import typer
 
 
 def workers(
-    connect: Annotated[str, typer.Option(help="The dispatcher's address.")],
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Worker processes.")] = 2,
+    connect: Annotated[str, typer.Option(help="The dispatcher's address. Default: that of `headrace pipeline`.")] = "",
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Worker processes to begin with.")] = 2,
+    minimum: Annotated[int, typer.Option("--min", min=1, help="`headrace scale` stays at or above this.")] = 1,
+    maximum: Annotated[
+        int, typer.Option("--max", min=0, help="... and at or below this. Default: twice this machine's cores.")
+    ] = 0,
+    auto: Annotated[bool, typer.Option(help="More while trainers wait for data, fewer while workers idle.")] = False,
+    name: Annotated[str, typer.Option(help="What `headrace status` and `scale` call it.")] = "",
     source: Annotated[
         list[str] | None, typer.Option(help="NAME=DIR: where the samples of a source are on this machine. Repeatable.")
     ] = None,
@@ -27,22 +33,39 @@ def workers(
 
     if lifeline is not None:
         end_with(lifeline, runtime_dir)
-    from pipeline.runtime_dir import RuntimeDir
-    from pipeline.sources import parse_source_argument
-    from workers.pool import PoolConfig, run_pool
+    from pipeline.stop_signals import StopSignals
 
+    stop = StopSignals()
+    from headrace.standing_service import announce, private_directory
+    from pipeline.runtime_dir import default_endpoint
+    from pipeline.sources import parse_source_argument
+    from pipeline.transport import check_endpoint
+    from workers.pool import PoolConfig, run_pool
+    from workers.pool_bounds import pool_bounds, pool_name
+
+    endpoint = connect or default_endpoint()
+    check_endpoint(endpoint)
     sources = dict(parse_source_argument(text) for text in source or [])
-    held = RuntimeDir(runtime_dir) if runtime_dir else RuntimeDir.create()
-    config = PoolConfig(
-        connect=connect,
-        num_workers=num,
-        sources=sources,
-        plugins=tuple(plugins or ()),
-        base=base.absolute(),
-        hang_s=hang_s,
-        directory=held.path,
-    )
-    try:
-        run_pool(config, lifeline_fd=lifeline)
-    finally:
-        held.remove()
+    least, most = pool_bounds(num, minimum, maximum)
+    called = pool_name(name)
+    say = announce("workers", is_standing=lifeline is None)
+    with private_directory(runtime_dir, lifeline, "w") as directory:
+        config = PoolConfig(
+            name=called,
+            connect=endpoint,
+            num_workers=num,
+            min_workers=least,
+            max_workers=most,
+            automatic=auto,
+            sources=sources,
+            plugins=tuple(plugins or ()),
+            base=base.absolute(),
+            hang_s=hang_s,
+            directory=directory,
+        )
+        mode = ", automatic" if auto else ""
+        say(f"pool {called} of {num} ({least} to {most}{mode}), for the dispatcher at {endpoint}")
+        if not sources:
+            say("no --source NAME=DIR was given: these workers serve no job")
+        run_pool(config, lifeline_fd=lifeline, stop=stop, tell=say)
+        say("ended")

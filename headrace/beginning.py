@@ -1,0 +1,207 @@
+"""How a training run begins: new, new with an earlier run's swaps, or where an earlier attempt left off.
+
+In:  a checked job, its run folder, what the command line asked for.
+Out: `Beginning`: the folder (locked, ready to be written), where the train stream starts, what to tell the user.
+Nothing in a folder is changed, but for chain files that it lacks, before all that can be refused was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import branch, resume
+from pipeline.checkpoint_folder import set_aside
+from pipeline.config import dump_job
+from pipeline.config_job import Job
+from pipeline.errors import ConfigError, Problem
+from pipeline.following import GIVEN
+from pipeline.plan import open_job_source, timeline_of
+from pipeline.resume import Resumption
+from pipeline.resume_differences import Difference, job_differences, require_resumable
+from pipeline.run_folder import RunFolder
+from pipeline.run_history import job_text, load_run_job, read_timeline
+from pipeline.sources.protocol import Source
+from pipeline.stream_start import StreamStart
+from pipeline.timeline import TimelineChange, TimelineEntry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beginning:
+    """A run that can start."""
+
+    folder: RunFolder
+    start: StreamStart = field(default_factory=StreamStart)
+    resumed: Resumption | None = None
+    notes: tuple[str, ...] = ()
+    """For the user: where it goes on, what differs."""
+    warnings: tuple[str, ...] = ()
+    """For the user: what is not as it should be."""
+    is_finished: bool = False
+    """True: every step is done and judged; there is nothing to go on with."""
+
+
+def begin_new(job: Job, run_dir: Path) -> Beginning:
+    """A run in a new folder."""
+    folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)))
+    return _written(job, Beginning(folder=folder))
+
+
+def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginning:
+    """A run in a new folder, with every swap of the run whose timeline.jsonl is given; it follows no chain file."""
+    other = timeline_file.absolute().parent
+    if not timeline_file.is_file():
+        raise _refused(str(timeline_file), "--timeline", "the timeline.jsonl of a run", "no such file")
+    entries = read_timeline(other)
+    _require_fitting(job, entries, timeline_file)
+    recipes = resume.recipes_of(other, job, entries)
+    begun = begin_new(job, run_dir)
+    try:
+        for recipe in recipes.values():
+            begun.folder.write_recipe(recipe)
+        why = f"{GIVEN}: {timeline_file}"
+        begun.folder.append_timeline(TimelineChange(from_step=0, entries=entries, why=why))
+    except BaseException:
+        begun.folder.discard_if_unused()
+        begun.folder.close()
+        raise
+    return replace(begun, start=StreamStart(entries=entries, recipes=recipes), notes=(why,))
+
+
+def begin_resumed(
+    job: Job, run_dir: Path, *, from_step: int | None, is_branch: bool, accept_changes: bool
+) -> Beginning:
+    """The run of a folder, from its newest good checkpoint on (or that of `from_step`)."""
+    folder = RunFolder.resume(run_dir)
+    try:
+        return _resumed(job, folder, from_step, is_branch=is_branch, accept_changes=accept_changes)
+    except BaseException:
+        folder.close()
+        raise
+
+
+def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: bool, accept_changes: bool) -> Beginning:
+    path = folder.path
+    _write_recipes(job, folder)  # heals a chain file that is lost or damaged, where the job still has it
+    resumed = resume.choose_checkpoint(path, from_step)
+    going_back = from_step is not None and branch.has_later_records(path, resumed.step, resumed.state)
+    if going_back and not is_branch:
+        way_out = "add --branch: what came later is kept in branch-1/ (or -2, ...) then; or leave --from out"
+        raise _refused(str(path), f"--from {from_step}", "no steps or swaps after it", "later ones", way_out)
+    run_job = load_run_job(path)
+    # By what was done until the step that is gone on from, or for ever if nothing is given up.
+    num_epochs_begun = resumed.state.get("epoch", -1) + 1 if going_back else _num_epochs_begun(resumed)
+    differences = job_differences(run_job.config, job.config, num_epochs_begun=num_epochs_begun)
+    require_resumable(differences, str(job.path), str(path), accept=accept_changes)
+    sources = _open_sources(job)
+    fingerprints = {name: source.fingerprint for name, source in sources.items()}
+    classes = sources[job.config.train.source].classes
+    resume.require_same_sources(path, resumed, str(job.path), fingerprints, classes)
+    notes = [_where(resumed, folder.attempt)]
+    if going_back:
+        kept = _go_back(folder, resumed)
+        notes.append(f"what came after step {resumed.step} is kept in {kept}")
+        resumed = resume.choose_checkpoint(path, from_step)
+    entries = resume.require_one_timeline(path, resumed)
+    start = resume.stream_start(path, job, resumed, entries)
+    if differences:
+        notes.append("the job differs from the run's job.yaml:\n" + "\n".join(each.lines() for each in differences))
+    _take_over(job, folder, resumed, differences)
+    return Beginning(
+        folder=folder,
+        start=start,
+        resumed=resumed,
+        notes=tuple(notes),
+        warnings=tuple(_damaged_text(step, why) for step, why in resumed.damaged),
+        is_finished=_is_finished(job, resumed, entries, len(sources[job.config.train.source])),
+    )
+
+
+def _take_over(job: Job, folder: RunFolder, resumed: Resumption, differences: Sequence[Difference]) -> None:
+    """The first writes of an attempt; nothing is refused any more."""
+    changed: list[dict[str, Any]] = [{"path": each.path, "run": each.run, "job": each.job} for each in differences]
+    folder.append_event("resumed", step=resumed.step, differences=changed)
+    for step, why in resumed.damaged:
+        folder.append_event("checkpoint_damaged", step=step, why=why)
+    set_aside(folder.checkpoints, (step for step, _ in resumed.damaged))
+    folder.write_job(job_text(job, dump_job(job.config)))
+
+
+def _go_back(folder: RunFolder, resumed: Resumption) -> Path:
+    kept: list[Path] = []
+    folder.rewrite(lambda path: kept.append(branch.move_later(path, resumed.step, resumed.state)))
+    folder.append_event("went_back", step=resumed.step, branch=kept[0].name)
+    return kept[0]
+
+
+def _written(job: Job, begun: Beginning) -> Beginning:
+    try:
+        _write_recipes(job, begun.folder)
+    except BaseException:
+        begun.folder.discard_if_unused()
+        begun.folder.close()
+        raise
+    return begun
+
+
+def _write_recipes(job: Job, folder: RunFolder) -> None:
+    for recipe in (job.train, *(later.recipe for later in job.later), job.eval):
+        if recipe is not None:
+            folder.write_recipe(recipe)
+
+
+def _num_epochs_begun(resumed: Resumption) -> int:
+    last = max((line.epoch for line in resumed.recorded.values()), default=-1)
+    return max(last, int(resumed.state.get("epoch", -1))) + 1
+
+
+def _open_sources(job: Job) -> dict[str, Source]:
+    config = job.config
+    names = dict.fromkeys(stream.source for stream in (config.train, config.eval) if stream is not None)
+    return {name: open_job_source(config, str(job.path), job.source_lines.get(name, 0), name) for name in names}
+
+
+def _is_finished(job: Job, resumed: Resumption, entries: tuple[TimelineEntry, ...], num_samples: int) -> bool:
+    if not resumed.state.get("finished") or not entries:
+        return False
+    return resumed.step >= timeline_of(job, "train", num_samples, entries).num_steps
+
+
+def _require_fitting(job: Job, entries: tuple[TimelineEntry, ...], file: Path) -> None:
+    """Another run's entries must mean the same positions here: source size, order of batches, batch sizes, epochs."""
+    place = f"{file}"
+    if not entries or entries[0].step != 0:
+        raise _refused(place, "--timeline", "a timeline from step 0 on", "nothing" if not entries else "a later one")
+    batch_size = job.config.train.batch_size
+    if entries[0].batch_size != batch_size:
+        expected = f"batch size {batch_size}, as in the job {job.path}"
+        raise _refused(place, "step 0", expected, str(entries[0].batch_size), "set train.batch_size to it")
+    (name,) = {job.config.train.source}
+    num_samples = len(_open_sources(job)[name])
+    for number, entry in enumerate(entries[1:], start=1):
+        before = timeline_of(job, "train", num_samples, entries[:number])
+        if entry.step >= before.num_steps:
+            expected = f"a step below {before.num_steps}, where this job ends"
+            raise _refused(place, f"step {entry.step}", expected, str(entry.step), "raise train.epochs")
+        if before.start_of(entry.step) != entry.start:
+            expected = f"position {before.start_of(entry.step)}, where source {name} ({num_samples} samples) has it"
+            way_out = "a timeline fits only jobs with as many samples, the same last_batch and batch sizes"
+            raise _refused(place, f"step {entry.step}", expected, f"position {entry.start}", way_out)
+
+
+def _where(resumed: Resumption, attempt: int) -> str:
+    place = (
+        f"checkpoints/{resumed.checkpoint.name}" if resumed.checkpoint else "the beginning: it has no checkpoint yet"
+    )
+    again = f"; steps {resumed.step} to {resumed.last_recorded_step} are done again" if resumed.recorded else ""
+    return f"attempt {attempt} goes on from {place}{again}"
+
+
+def _damaged_text(step: int, why: str) -> str:
+    return f"the checkpoint of step {step} is damaged and was passed over (now damaged-step-{step:08d}): {why}"
+
+
+def _refused(file: str, path: str, expected: str, got: str, way_out: str = "") -> ConfigError:
+    return ConfigError(Problem(file=file, line=0, path=path, expected=expected, got=got, way_out=way_out))

@@ -1,0 +1,129 @@
+"""What the files of a run say of it: for `headrace status` when nobody is there to ask.
+
+In:  a run's folder.
+Out: `RunSummary`, and its verdicts where a health.json is written.
+Never writes, takes no lock: a run that is going on may be read too.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.text import Text
+
+from headrace.status_screen import brief, duration, rows, shortened, timeline_rows
+from pipeline.errors import ConfigError, Problem
+from pipeline.json_lines import iter_lines
+from pipeline.run_history import read_timeline
+from pipeline.timeline import TimelineEntry
+
+
+class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """A run that is not going on, as its folder tells it."""
+
+    run_folder: str
+    is_running: bool
+    num_steps_done: int
+    epoch: int
+    position: int
+    """First position of the last batch that was trained on."""
+    attempts: int
+    """How often the run was begun or resumed."""
+    checkpoints: tuple[str, ...]
+    last_event: dict[str, Any]
+    """The last line of journal.jsonl: a run that ended by itself says how; a killed one is cut off anywhere."""
+    num_bad_samples: int
+    timeline: tuple[TimelineEntry, ...]
+    verdicts: tuple[str, ...]
+
+
+def read_run(folder: Path) -> RunSummary:
+    """What stands in the folder; ConfigError if it is none of a run."""
+    if not (folder / "job.yaml").exists():
+        raise ConfigError(
+            Problem(
+                file=str(folder),
+                line=0,
+                path="",
+                expected="a run's folder, with a job.yaml",
+                got="no such folder" if not folder.is_dir() else "a folder without one",
+                way_out="runs lie in runs/NAME unless --run-dir said otherwise",
+            )
+        )
+    last_step = _last(iter_lines(folder / "metrics.jsonl"))
+    events = _Events()
+    last_event = _last(map(events.count, iter_lines(folder / "journal.jsonl")))
+    return RunSummary(
+        run_folder=str(folder),
+        is_running=False,
+        num_steps_done=last_step["step"] + 1 if last_step else 0,
+        epoch=last_step.get("epoch", 0),
+        position=last_step.get("position", 0),
+        attempts=max(last_step.get("attempt", 0), last_event.get("attempt", 0)),
+        checkpoints=tuple(sorted(path.name for path in folder.glob("checkpoints/step-*"))),
+        last_event=last_event,
+        num_bad_samples=events.num_bad_samples,
+        timeline=read_timeline(folder),
+        verdicts=read_verdicts(folder),
+    )
+
+
+def read_verdicts(folder: Path) -> tuple[str, ...]:
+    """A line for each verdict of health.json, newest last; none where there is no such file."""
+    try:
+        content = msgspec.json.decode((folder / "health.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return ()  # none yet, or it is being written
+    verdicts = content.get("verdicts", []) if isinstance(content, dict) else content
+    return tuple(map(_verdict_text, verdicts)) if isinstance(verdicts, list) else ()
+
+
+def summary_lines(run: RunSummary) -> list[Text]:
+    """The screen of a run that is not going on."""
+    event = run.last_event
+    ended = "nothing was written down"
+    if event:
+        details = {name: value for name, value in event.items() if name not in ("action", "time_s", "attempt", "crc")}
+        told = ", ".join(f"{name} {value}" for name, value in details.items() if isinstance(value, str | int | float))
+        ago = duration(time.time() - float(event.get("time_s", 0.0)))
+        ended = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
+    checkpoint = f"checkpoints/{run.checkpoints[-1]}" if run.checkpoints else "none"
+    bad = [("bad samples", f"{run.num_bad_samples} replaced by others")] if run.num_bad_samples else []
+    return rows(
+        [
+            ("run", f"{shortened(run.run_folder, 49)}   not going on"),
+            ("progress", f"step {run.num_steps_done}   epoch {run.epoch}   position {run.position}"),
+            ("attempts", str(run.attempts)),
+            ("last event", brief(ended)),
+            ("checkpoint", checkpoint),
+            *timeline_rows(run.timeline, max(0, run.num_steps_done - 1)),
+            *bad,
+            *(("verdict", brief(verdict)) for verdict in run.verdicts[-3:]),
+        ]
+    )
+
+
+class _Events:
+    """Counts on the way to the last line: a journal of days is read once, and never held."""
+
+    def __init__(self) -> None:
+        self.num_bad_samples = 0
+
+    def count(self, event: dict[str, Any]) -> dict[str, Any]:
+        self.num_bad_samples += event.get("action") == "bad_sample"
+        return event
+
+
+def _last(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return next(iter(deque(records, maxlen=1)), {})
+
+
+def _verdict_text(verdict: object) -> str:
+    if not isinstance(verdict, dict):
+        return str(verdict)
+    return ", ".join(f"{value}" for value in verdict.values() if isinstance(value, str | int | float))[:200]

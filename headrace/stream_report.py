@@ -1,0 +1,44 @@
+"""The report of a train stream, for `headrace status`.
+
+In:  the job, the timeline and the head step, rates, notes.
+Out: `StreamReport`.
+Pure.
+"""
+
+from __future__ import annotations
+
+from pipeline.config_job import Job
+from pipeline.messages import ServiceState
+from pipeline.service_messages import StreamReport
+from pipeline.timeline import Timeline
+from trainer.report_rates import Rates
+
+
+def describe_stream(
+    job: Job,
+    run_folder: str,
+    timeline: Timeline,
+    step: int,
+    *,
+    rates: Rates,
+    service: ServiceState | None,
+    num_bad_samples: int,
+    notes: tuple[str, ...],
+) -> StreamReport:
+    """What people are told of a stream whose next batch is that of `step`."""
+    position, entry = timeline.start_of(step), timeline.entry_at(step)
+    return StreamReport(
+        job=job.config.name,
+        run_folder=run_folder,
+        num_steps=timeline.num_steps,
+        epoch=position // timeline.num_samples,
+        position=position,
+        samples_per_s=round(rates.samples_per_s, 1),
+        waited_fraction=round(rates.waited_fraction, 4),
+        limit=rates.limit(service),
+        recipe=entry.recipe,
+        chain=entry.file or str(job.path),
+        timeline=timeline.entries,
+        num_bad_samples=num_bad_samples,
+        notes=notes,
+    )
