@@ -116,14 +116,16 @@ def pools(pid: int) -> list[psutil.Process]:
     return [process for process in descendants(pid) if _is_service(process, "workers")]
 
 
+def fork_servers(pid: int) -> list[psutil.Process]:
+    """The fork server of the command `pid`'s pool: none or one."""
+    family = _forked(pid)
+    return [process for process in family.values() if _parent_pid(process) not in family]
+
+
 def workers(pid: int) -> list[psutil.Process]:
     """The worker processes of the command `pid`: what its pool's fork server has forked."""
-    return [
-        worker
-        for process in descendants(pid)
-        if any("multiprocessing.forkserver" in argument for argument in _command_line(process))
-        for worker in _children(process)
-    ]
+    family = _forked(pid)
+    return [process for process in family.values() if _parent_pid(process) in family]
 
 
 def write_job(folder: Path, **fields: Any) -> Path:
@@ -156,8 +158,17 @@ def _command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def _children(process: psutil.Process) -> list[psutil.Process]:
+def _forked(pid: int) -> dict[int, psutil.Process]:
+    """The fork server and its forks, which share its command line."""
+    return {
+        process.pid: process
+        for process in descendants(pid)
+        if any("multiprocessing.forkserver" in argument for argument in _command_line(process))
+    }
+
+
+def _parent_pid(process: psutil.Process) -> int:
     try:
-        return process.children()
+        return process.ppid()
     except psutil.NoSuchProcess:
-        return []
+        return 0

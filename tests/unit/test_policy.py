@@ -3,7 +3,8 @@
 import pytest
 
 from pipeline.errors import RunFailed
-from pipeline.messages import BadSample, Lost
+from pipeline.messages import Lost
+from pipeline.slice_header import BadSample
 from trainer.policy import MIN_BAD_BEFORE_FATAL, BadSamplePolicy
 
 
@@ -82,3 +83,12 @@ def test_a_position_whose_substitute_is_bad_too_counts_once_and_both_are_named()
     made.delivered(16, [bad(3), substitute, bad(4)])
     assert made.num_bad == 2
     assert [entry["name"] for _, entry in written] == ["3.jpg", "8.jpg", "4.jpg"]
+
+
+def test_what_an_earlier_attempt_decided_holds_and_is_not_decided_again():
+    """The samples of a resumed run are those of the run, whatever can be read by now."""
+    made = BadSamplePolicy("fail", 0.0, identify=lambda position, attempt: (0, "x"), quarantined={7: 1, 2: 1})
+    assert made.quarantined_in(0, 8) == {7: 1, 2: 1}
+    made.lost([Lost(position=7, attempt=0, cause="SIGSEGV")])
+    assert made.quarantined_from(5) == {7: 1}
+    assert made.num_bad == 0

@@ -1,7 +1,9 @@
 """`headrace train` from a job file to its summary, on streams held in memory."""
 
 import io
+import signal
 import sys
+import threading
 import types
 from contextlib import contextmanager
 
@@ -11,7 +13,7 @@ from rich.console import Console
 
 from headrace.commands import train as command
 from pipeline.config import load_job
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Stopped
 from pipeline.json_lines import read_lines
 from pipeline.recipe import BatchSpec, FieldSpec, Finish
 from trainer.batch import Batch
@@ -35,8 +37,10 @@ class TwoSteps:
     waited_s = 0.25
     fingerprints = {"digits": "ff" * 32}  # noqa: RUF012
     num_bad_samples = 0
+    worker_fingerprint = "some libraries"
 
     def __init__(self, finish):
+        self.stop_requested = threading.Event()
         self.spec = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(8, 8, 1)),), finish=finish)
         self.train = self
 
@@ -64,7 +68,7 @@ def opened(monkeypatch, tmp_path):
     calls = {"finish": Finish(scale=(1.0,), shift=(0.0,), channels_first=True)}
 
     @contextmanager
-    def open_streams(job, num_workers, run_folder):
+    def open_streams(job, num_workers, run_folder, **options):
         calls["num_workers"] = num_workers
         yield TwoSteps(calls["finish"])
 
@@ -77,7 +81,7 @@ def opened(monkeypatch, tmp_path):
 
 
 def test_a_job_is_trained_into_runs_name_and_its_model_can_be_loaded_as_printed(opened, tmp_path, capsys):
-    command.train(tmp_path / "job.yaml", workers=3, set_=["model.width=6"])
+    command.train(tmp_path / "job.yaml", workers="3", set_=["model.width=6"])
     run = tmp_path / "runs" / "tiny"
     printed = capsys.readouterr().out
     assert opened["num_workers"] == 3
@@ -152,3 +156,34 @@ def test_a_summary_says_when_steps_were_skipped(tmp_path):
     command.print_summary(summary, Console(file=output, width=100))
     assert "skipped steps" in output.getvalue()
     assert "held-out" not in output.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"branch": True}, "--branch\n  expected: --from STEP beside it"),
+        ({"from_step": 4}, "--from\n  expected: --resume beside it"),
+        ({"accept_changes": True}, "--accept-changes\n  expected: --resume beside it"),
+        ({"timeline": "timeline.jsonl", "resume": True}, "--timeline\n  expected: a new run"),
+        ({"workers": "many"}, "--workers\n  expected: a number of worker processes from 0, or auto"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, expected, opened, tmp_path):
+    with pytest.raises(ConfigError, match=expected):
+        command.train(tmp_path / "job.yaml", **options)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_was_stopped_is_resumable_and_says_how(opened, tmp_path, monkeypatch):
+    """Exit code 4, and the very command that goes on."""
+    real = TwoSteps.__iter__
+
+    def stopped_after_one(self):
+        yield next(real(self))
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TwoSteps, "__iter__", stopped_after_one)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM after step 1 of 2, .*step-00000001") as caught:
+        command.train(tmp_path / "job.yaml", set_=["model.width=6"])
+    assert f"headrace train {tmp_path}/job.yaml --run-dir runs/tiny --resume --set model.width=6" in str(caught.value)
+    assert caught.value.exit_code == 4

@@ -1,0 +1,153 @@
+"""The hard one: every process killed or stopped at random, swaps and scaling meanwhile, and nothing of it shows."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.chaos import Chaos, Plan, operate
+from tests.processes import ROOT, lines_of, run_headrace, write_job
+
+SLOW = """
+import os, time
+from albumentations import ImageOnlyTransform
+
+class Slow(ImageOnlyTransform):
+    \"\"\"Sets the pace by sleeping, so that there is time for something to happen, on any machine.\"\"\"
+
+    def apply(self, img, **params):
+        time.sleep(float(os.environ.get("TEST_SLEEP_S", "0")))
+        return img
+"""
+DATA = ROOT / "demo-data"
+"""`make install` writes it."""
+NUM_EPOCHS = 3
+STEPS_PER_EPOCH = 28
+BATCH_SIZE = 64
+TAIL: list[dict[str, Any]] = [{"Normalize": {}}, {"ToTensorV2": {}}]
+
+
+def chain(*transforms: dict[str, Any]) -> str:
+    return json.dumps([{"Slow": {"p": 1.0}}, {"RandomResizedCrop": {"size": [48, 48]}}, *transforms, *TAIL])
+
+
+def chaos_job(folder: Path) -> Path:
+    (folder / "slow.py").write_text(SLOW)
+    (folder / "strong.yaml").write_text(chain({"HorizontalFlip": {}}, {"ColorJitter": {"p": 0.8}}))
+    (folder / "middle.yaml").write_text(chain({"HorizontalFlip": {}}, {"ColorJitter": {"p": 0.3}}))
+    (folder / "weak.yaml").write_text(chain({"HorizontalFlip": {}}))
+    (folder / "by_command.yaml").write_text(chain({"VerticalFlip": {}}, {"Affine": {}}))
+    return write_job(
+        folder,
+        seed=3,
+        sources={
+            "photos": {"kind": "folder", "path": str(DATA / "train")},
+            "held": {"kind": "folder", "path": str(DATA / "held_out")},
+        },
+        plugins=["slow.py"],
+        train={
+            "source": "photos",
+            "chain": [
+                {"from_epoch": 0, "use": "strong.yaml"},
+                {"from_epoch": 1, "use": "middle.yaml"},
+                {"from_epoch": 2, "use": "weak.yaml"},
+            ],
+            "batch_size": BATCH_SIZE,
+            "epochs": NUM_EPOCHS,
+        },
+        eval={"source": "held", "chain": [{"Resize": {"height": 48, "width": 48}}, *TAIL], "batch_size": 120},
+        slice_size=16,
+        workers=2,
+        max_workers=6,
+        checkpoint={"every_steps": 7},
+        model={"kind": "cnn", "width": 4, "depth": 2},
+        schedule={"kind": "cosine", "warmup_steps": 10},
+        clip={"kind": "norm", "threshold": 1.0},
+        device="cpu",
+        torch_threads=1,
+    )
+
+
+def plan_of(seed: int, folder: Path, run_dir: Path) -> Plan:
+    """Swaps by command and by edits of the file in use and of a later one; scale 2 -> 4 -> 1; two deaths."""
+    coin = random.Random(seed)
+    last = NUM_EPOCHS * STEPS_PER_EPOCH
+    here = ("--run-dir", run_dir)
+    wishes = [
+        (coin.randrange(1, 10), "scale 4", lambda: operate("scale", *here, "4", folder=folder / "operator")),
+        (
+            coin.randrange(5, 18),
+            "edit later file",
+            lambda: edit(folder / "weak.yaml", chain({"HorizontalFlip": {}}, {"GaussianBlur": {"p": 0.5}})),
+        ),
+        (
+            coin.randrange(8, 24),
+            "swap by command",
+            lambda: operate("swap", *here, folder / "by_command.yaml", folder=folder / "operator"),
+        ),
+        (coin.randrange(24, 45), "scale 1", lambda: operate("scale", *here, "1", folder=folder / "operator")),
+        (
+            coin.randrange(28, 50),
+            "edit file in use",
+            lambda: edit(folder / "middle.yaml", chain({"RandomBrightnessContrast": {}})),
+        ),
+    ]
+    kills = sorted([coin.randrange(4, last // 2), coin.randrange(last // 2, last - 4)])
+    return Plan(wishes=sorted(wishes, key=lambda wish: wish[0]), trainer_kills=kills)
+
+
+def edit(path: Path, text: str) -> None:
+    """As editors save: a new file in the old one's place."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.rename(path)
+
+
+def outcome(run_dir: Path) -> dict[str, Any]:
+    """All that a run came to: for each step and evaluation what its last attempt wrote."""
+    steps = {line["step"]: line for line in lines_of(run_dir / "metrics.jsonl")}
+    journal = lines_of(run_dir / "journal.jsonl")
+    evaluations = {line["step"]: line for line in journal if line["action"] == "evaluated"}
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    return {
+        "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
+        "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
+        "weights": msgspec.json.decode((newest / "state.json").read_bytes())["weights_sha256"],
+    }
+
+
+def check_chaos_changes_nothing(folder: Path, seed: int) -> None:
+    job = chaos_job(folder)
+    environment = {"TEST_SLEEP_S": "0.005"}
+    chaos = Chaos(job, folder / "chaos", seed, environment)
+    chaos.run(plan_of(seed, folder, folder / "chaos"))
+    print(f"seed {seed}: {dict(sorted(chaos.done.items()))}")
+    assert chaos.done["SIGKILL trainer"] == 2, chaos.done
+    assert sum(chaos.done.values()) >= 10, chaos.done
+
+    timeline = folder / "chaos" / "timeline.jsonl"
+    calm = run_headrace("train", job, "--run-dir", folder / "calm", "--timeline", timeline, folder=folder)
+    assert calm.code == 0, calm.err
+    disturbed, undisturbed = outcome(folder / "chaos"), outcome(folder / "calm")
+    assert len(undisturbed["steps"]) == NUM_EPOCHS * STEPS_PER_EPOCH
+    assert len({recipe for _, _, recipe, _ in undisturbed["steps"]}) >= 4, "the swaps took place"
+    assert disturbed == undisturbed
+
+
+def test_chaos_changes_nothing(tmp_path):
+    """Laws 2, 4 and 5 at once: weights, losses, evaluations and digests are those of an undisturbed run."""
+    check_chaos_changes_nothing(tmp_path, seed=0)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", range(int(os.environ.get("TEST_CHAOS_SEEDS", "10"))))
+def test_chaos_changes_nothing_for_many_seeds(tmp_path, seed):
+    """The same, ten times."""
+    check_chaos_changes_nothing(tmp_path, seed=seed)

@@ -1,0 +1,123 @@
+"""One damaged file in a run's folder: an exact resume from what is intact, or a refusal that names it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from headrace.commands.train import train
+from pipeline.checkpoint_folder import checkpoint_steps, read_state
+from pipeline.errors import HeadraceError
+from pipeline.run_history import read_metrics
+from tests.processes import write_job
+
+NEVER_READ = {"run.lock", "job-1.yaml"}
+"""Damage to these can't matter: the lock's content is for people, and an older job for looking back."""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damage")
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+    np.savez(folder / "arrays.npz", images=images, labels=np.arange(40) % 4)
+    tail: list[Any] = ["Normalize", "ToTensorV2"]
+    (folder / "strong.yaml").write_text(json.dumps(["HorizontalFlip", *tail]))
+    (folder / "weak.yaml").write_text(json.dumps(["VerticalFlip", *tail]))
+    return write_job(
+        folder,
+        sources={"arrays": {"kind": "arrays", "path": "arrays.npz"}},
+        train={
+            "source": "arrays",
+            "chain": [{"from_epoch": 0, "use": "strong.yaml"}, {"from_epoch": 1, "use": "weak.yaml"}],
+            "batch_size": 8,
+            "epochs": 2,
+        },
+        eval={"source": "arrays", "chain": tail},
+        workers=0,
+        checkpoint={"every_steps": 4},
+        model={"kind": "mlp", "width": 8, "depth": 1},
+        device="cpu",
+        torch_threads=1,
+    )
+
+
+@pytest.fixture(scope="module")
+def killed(job: Path) -> Path:
+    """A run that was resumed once, with smaller batches and more epochs, and killed right before its end."""
+    run_dir = job.parent / "run"
+    train(job, run_dir=run_dir)
+    train(job, run_dir=run_dir, resume=True, set_=MORE)
+    shutil.copytree(run_dir, job.parent / "calm")
+    shutil.rmtree(run_dir / "checkpoints" / newest(run_dir))
+    return run_dir
+
+
+MORE = ["train.batch_size=4", "train.epochs=4"]
+
+
+def newest(run_dir: Path) -> str:
+    return f"step-{checkpoint_steps(run_dir / 'checkpoints')[-1]:08d}"
+
+
+def steps(run_dir: Path) -> dict[int, tuple[Any, ...]]:
+    return {step: (line["digest"], line["recipe"], line["loss"]) for step, line in read_metrics(run_dir).items()}
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def truncate(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+
+
+def flip_in_the_middle(path: Path) -> None:
+    flip(path, 0.5)
+
+
+def flip_near_the_end(path: Path) -> None:
+    flip(path, 0.97)
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    if content:
+        content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage", [delete, truncate, flip_in_the_middle, flip_near_the_end], ids=lambda each: each.__name__
+)
+def test_damage_to_any_one_file_is_an_exact_resume_or_a_clear_refusal(
+    damage: Callable[[Path], None], job: Path, killed: Path, tmp_path: Path
+) -> None:
+    """Law 4 of resuming: never another result, never a traceback."""
+    calm = job.parent / "calm"
+    expected, weights = steps(calm), read_state(calm / "checkpoints" / newest(calm))["weights_sha256"]
+    files = sorted(path.relative_to(killed) for path in killed.rglob("*") if path.is_file())
+    assert len(files) >= 16, files
+    refused = {}
+    for name in files:
+        run_dir = tmp_path / str(name).replace("/", "_")
+        shutil.copytree(killed, run_dir)
+        damage(run_dir / name)
+        try:
+            train(job, run_dir=run_dir, resume=True, set_=MORE)
+        except HeadraceError as error:
+            refused[str(name)] = str(error)
+            continue
+        assert read_state(run_dir / "checkpoints" / newest(run_dir))["weights_sha256"] == weights, name
+        assert steps(run_dir).items() <= expected.items(), name
+    print(json.dumps(refused, indent=1))
+    assert [name for name, text in refused.items() if Path(name).name not in text] == [], "a refusal names the file"
+    # What is there twice, or is made again from the job, never stops a run.
+    never = {name for name in refused if name.startswith(("checkpoints/", "chains/")) or name in NEVER_READ}
+    assert never == set(), refused

@@ -1,0 +1,163 @@
+"""Rubbish on the sockets of a running job: its batches don't change."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import zmq
+
+from pipeline.digests import sample_digest
+from pipeline.message import PROTOCOL_VERSION
+from pipeline.messages import Lease, StreamBeat, WorkerBeat, WorkerDied
+from pipeline.recipe import FieldSpec
+from pipeline.run_lock import LiveRun, live_run
+from pipeline.service_messages import AskScale, AskSwap, PoolBeat
+from pipeline.slice_header import SliceHeader
+from pipeline.wire import encode_message, encode_slice
+from tests.acceptance.test_kills import SLEEP_S, outcome, slow_job
+from tests.processes import Headrace, lines_of, run_headrace
+
+OVERSIZED_NBYTES = 64 << 20
+
+
+def control_frames(coin: random.Random, run: LiveRun) -> list[bytes]:
+    """Random bytes; true messages cut short or with a bit flipped; old messages; messages of other streams."""
+    old = [
+        StreamBeat(stream=run.stream, incarnation=1, number=10**6, head_step=3, arrived=b"\xff" * 99, window=99),
+        StreamBeat(stream="other/train", incarnation=5, number=1, head_step=0, arrived=b"", window=1),
+        WorkerBeat(worker="worker-none", number=1, received=5, holding=(3,)),
+        WorkerDied(worker="worker-none", cause="a rumour", by_itself=True, position=3),
+        AskSwap(operation="x", stream="other/train"),
+        AskScale(operation="y", pool="pool-none", num_workers=5),
+        PoolBeat(
+            pool="pool-none",
+            host="h",
+            pid=1,
+            started_ns=1,
+            number=1,
+            size=1,
+            min_workers=1,
+            max_workers=1,
+            automatic=False,
+            num_restarts=0,
+            workers=(),
+        ),
+    ]
+    frames = [encode_message(message) for message in old]
+    frames += [coin.randbytes(coin.randrange(200)) for _ in range(20)]
+    frames += [bytes([PROTOCOL_VERSION]) + coin.randbytes(coin.randrange(200)) for _ in range(20)]
+    frames += [frame[: coin.randrange(len(frame))] for frame in frames[: len(old)]]
+    frames += [flipped(coin, frame) for frame in frames[: len(old)] for _ in range(5)]
+    return frames
+
+
+def flipped(coin: random.Random, frame: bytes) -> bytes:
+    at = coin.randrange(len(frame))
+    return frame[:at] + bytes([frame[at] ^ 1 << coin.randrange(8)]) + frame[at + 1 :]
+
+
+def slices(coin: random.Random, run: LiveRun, incarnation: int, recipe: str, start: int) -> list[list[bytes]]:
+    """Slices that look right and are of an earlier incarnation, another stream, another recipe, or damaged."""
+    images_NHWC = np.frombuffer(coin.randbytes(5 * 24 * 20 * 3), np.uint8).reshape(5, 24, 20, 3)
+    lease = Lease(number=1, stream=run.stream, incarnation=incarnation, start=start, stop=start + 5, recipe=recipe)
+    header = SliceHeader(
+        stream=lease.stream,
+        incarnation=lease.incarnation,
+        worker="worker-none",
+        start=lease.start,
+        stop=lease.stop,
+        recipe=lease.recipe,
+        fields=(
+            FieldSpec(name="image", dtype="uint8", shape=(24, 20, 3)),
+            FieldSpec(name="label", dtype="int64", shape=()),
+        ),
+        sample_ids=tuple(range(5)),
+        digests=b"".join(sample_digest(image) for image in images_NHWC),
+    )
+    wrong = [
+        msgspec.structs.replace(header, incarnation=incarnation - 1),
+        msgspec.structs.replace(header, stream="other/train"),
+        msgspec.structs.replace(header, recipe="0" * 16),
+        msgspec.structs.replace(header, start=10**12, stop=10**12 + 5),
+        msgspec.structs.replace(header, quarantined={start: 1}),
+    ]
+    made = [[bytes(frame) for frame in encode_slice(each, [images_NHWC, np.arange(5)])] for each in wrong]
+    made += [[frames[0]] for frames in made]  # without its fields
+    made += [[frames[0], frames[1][:-7], frames[2]] for frames in made[:5]]
+    made += [[frames[0], *frames[1:], b"one more"] for frames in made[:5]]
+    made += [[coin.randbytes(coin.randrange(300)) for _ in range(coin.randrange(1, 5))] for _ in range(10)]
+    return made
+
+
+def data_endpoint(run: LiveRun) -> tuple[str, int]:
+    """The train stream's data socket, which carries its incarnation in its name."""
+    (path,) = Path(run.endpoint.removeprefix("ipc://")).parent.glob("train-*")
+    return f"ipc://{path}", int(path.name.rpartition("-")[2], 16)
+
+
+def fuzz(run_dir: Path, seconds: float, seed: int) -> int:
+    """Send rubbish to both sockets; how many frames."""
+    coin = random.Random(seed)
+    run = live_run(run_dir)
+    endpoint, incarnation = data_endpoint(run)
+    context = zmq.Context()
+    sent = 0
+    try:
+        push = context.socket(zmq.PUSH)
+        push.connect(endpoint)
+        until_s = time.monotonic() + seconds
+        while time.monotonic() < until_s:
+            dealer = context.socket(zmq.DEALER)
+            dealer.setsockopt(zmq.LINGER, 100)
+            if coin.random() < 0.5:
+                dealer.setsockopt(zmq.IDENTITY, b"worker-" + coin.randbytes(4).hex().encode())
+            dealer.connect(run.endpoint)
+            for frame in control_frames(coin, run):
+                dealer.send(frame)
+                sent += 1
+            dealer.send_multipart([b"a", b"b", b"c"])
+            newest = lines_of(run_dir / "metrics.jsonl")[-1]
+            for frames in slices(coin, run, incarnation, newest["recipe"], newest["position"] + 40):
+                push.send_multipart(frames)
+                sent += len(frames)
+            dealer.close()
+            time.sleep(0.05)
+        for socket in (context.socket(zmq.DEALER), context.socket(zmq.PUSH)):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.connect(run.endpoint if socket.socket_type == zmq.DEALER else endpoint)
+            socket.send(bytes(OVERSIZED_NBYTES))
+        time.sleep(0.5)
+    finally:
+        context.destroy(linger=0)
+    return sent
+
+
+def check_fuzz_changes_nothing(folder: Path, arrays: Path, seconds: float) -> None:
+    job = slow_job(folder, arrays, num_epochs=int(20 + seconds * 12))
+    environment = {"TEST_SLEEP_S": str(SLEEP_S)}
+    run_dir = folder / "fuzzed"
+    with Headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=folder, environment=environment) as run:
+        run.wait_until(lambda: bool(lines_of(run_dir / "metrics.jsonl")), "the first step")
+        sent = fuzz(run_dir, seconds, seed=1)
+        ended = run.finish()
+    assert ended.code == 0, ended.err
+    print(f"{sent} frames of rubbish")
+    calm = run_headrace("train", job, "--workers", "1", "--run-dir", folder / "calm", folder=folder)
+    assert calm.code == 0, calm.err
+    assert outcome(run_dir) == outcome(folder / "calm")
+
+
+def test_rubbish_on_the_sockets_changes_no_batch(tmp_path, arrays):
+    """Law 8's other half: what a peer sends is parsed or refused."""
+    check_fuzz_changes_nothing(tmp_path, arrays, seconds=3)
+
+
+@pytest.mark.long
+def test_much_rubbish_on_the_sockets_changes_no_batch(tmp_path, arrays):
+    """The same for longer."""
+    check_fuzz_changes_nothing(tmp_path, arrays, seconds=30)

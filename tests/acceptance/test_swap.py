@@ -1,0 +1,259 @@
+"""Chains swapped in a running stream: one boundary each, on disk first, replayed exactly; a bad one changes nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from headrace import Stream
+from headrace.embedded import Streams, open_streams
+from pipeline.config import dump_job, load_chain, load_job
+from pipeline.config_job import Job
+from pipeline.errors import ConfigError
+from pipeline.operator import Operator, new_operation
+from pipeline.recipe import Recipe
+from pipeline.run_folder import RunFolder
+from pipeline.run_history import load_recipe, read_changes, read_timeline
+from pipeline.service_messages import AskSwap
+from pipeline.stream_start import StreamStart
+from pipeline.timeline import TimelineEntry
+from tests.processes import DEADLINE_S, lines_of, write_job
+
+STRONG: list[Any] = [{"HorizontalFlip": {"p": 0.5}}, {"RandomCrop": {"height": 16, "width": 16}}]
+WEAK: list[Any] = [{"CenterCrop": {"height": 16, "width": 16}}]
+FROM_EPOCH = 40
+"""Far enough for every edit to be noticed before, in a stream that has ten batches an epoch."""
+TAIL: list[Any] = ["Normalize", "ToTensorV2"]
+
+
+class Taken(NamedTuple):
+    """What must be equal in a repetition."""
+
+    step: int
+    start: int
+    recipe: str
+    digest: str
+
+
+def write_chain(path: Path, nodes: list[Any]) -> str:
+    """Write the chain; its recipe's digest follows from the text."""
+    path.write_text(json.dumps([*nodes, *TAIL]))
+    return str(path)
+
+
+@pytest.fixture
+def job(tmp_path: Path, arrays: Path) -> Job:
+    """Batches of 10 out of 100 arrays; strong.yaml, from epoch 40 on weak.yaml."""
+    write_chain(tmp_path / "strong.yaml", STRONG)
+    write_chain(tmp_path / "weak.yaml", WEAK)
+    return load_job(job_file(tmp_path, arrays))
+
+
+def job_file(folder: Path, arrays: Path, **fields: Any) -> Path:
+    chain = [{"from_epoch": 0, "use": "strong.yaml"}, {"from_epoch": FROM_EPOCH, "use": "weak.yaml"}]
+    train = {"source": "photos", "chain": chain, "batch_size": 10, "epochs": 200}
+    sources = {"photos": {"kind": "arrays", "path": str(arrays)}}
+    made = {"sources": sources, "train": train, "device": "cpu", "window_batches": 3, "slice_size": 4, **fields}
+    return write_job(folder, **made)
+
+
+def recipe_of(job: Job, file: str) -> Recipe:
+    return job.recipe_of(load_chain(job.path.parent / file))
+
+
+def take(streams: Streams) -> Taken:
+    raw = streams.train.next_raw()
+    assert raw is not None
+    return Taken(raw.range.step, raw.range.start, raw.range.recipe, raw.digest)
+
+
+def take_until(streams: Streams, taken: list[Taken], recipe: str) -> None:
+    """Waits until the recipe stands in the timeline, then takes batches up to the first one made under it."""
+    wait_for(lambda: recipe in {entry.recipe for entry in streams.timeline.entries}, f"no boundary of {recipe}")
+    while taken[-1].recipe != recipe:
+        taken.append(take(streams))
+
+
+def take_more(streams: Streams, taken: list[Taken], count: int) -> None:
+    taken += [take(streams) for _ in range(count)]
+
+
+def wait_for(condition: Any, what: str) -> None:
+    give_up_s = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < give_up_s, what
+        time.sleep(0.05)
+
+
+def events(run_dir: Path, action: str) -> list[dict[str, Any]]:
+    return [line for line in lines_of(run_dir / "journal.jsonl") if line["action"] == action]
+
+
+def start_of(folder: Path, job: Job, head_step: int = 0) -> StreamStart:
+    """The run again, from its folder alone."""
+    entries = read_timeline(folder)
+    recipes = {entry.recipe: load_recipe(folder, entry.recipe, job) for entry in entries}
+    return StreamStart(entries=entries, recipes=recipes, head_step=head_step, free_from_step=head_step)
+
+
+def again(job: Job, start: StreamStart, count: int, num_workers: int) -> list[Taken]:
+    with open_streams(job, num_workers, start=start) as streams:
+        return [take(streams) for _ in range(count)]
+
+
+def boundaries(taken: list[Taken]) -> list[tuple[int, str]]:
+    """First step of each stretch of one recipe."""
+    return [(next(group).step, recipe) for recipe, group in groupby(taken, key=lambda batch: batch.recipe)]
+
+
+def entries_of(entries: tuple[TimelineEntry, ...]) -> list[tuple[int, str]]:
+    return [(entry.step, entry.recipe) for entry in entries]
+
+
+@pytest.fixture
+def folder(job: Job, tmp_path: Path) -> Iterator[RunFolder]:
+    with RunFolder.create(tmp_path / "run", dump_job(job.config)) as made:
+        yield made
+
+
+def test_edits_a_schedule_and_an_operators_swap_are_replayed_exactly(job: Job, folder: RunFolder) -> None:
+    """Given the timeline, another run makes the same batches, also from its middle, with any number of workers."""
+    strong, weak = job.train.digest, job.later[0].recipe.digest
+    strong_file = job.path.parent / "strong.yaml"
+    other_file = job.path.parent / "other.yaml"
+    with open_streams(job, 2, folder) as streams:
+        taken = [take(streams)]
+        write_chain(strong_file, [{"VerticalFlip": {"p": 0.9}}, *STRONG])
+        edited = recipe_of(job, "strong.yaml").digest
+        take_until(streams, taken, edited)
+        assert taken[0].recipe == strong
+        take_until(streams, taken, weak)  # as scheduled, though the chain before it was edited
+        assert taken[-1].step == 10 * FROM_EPOCH
+        write_chain(other_file, [{"Transpose": {"p": 1.0}}, *WEAK])
+        other = recipe_of(job, "other.yaml")
+        answer = swap(streams, AskSwap(operation=new_operation(), chain=other.chain))
+        take_until(streams, taken, other.digest)
+        assert f"from step {taken[-1].step} on" in answer
+        assert weak in swap(streams, AskSwap(operation=new_operation()))  # back to the one before
+        take_until(streams, taken, weak)
+        take_more(streams, taken, 20)
+        entries = streams.timeline.entries
+    assert [batch.step for batch in taken] == list(range(len(taken)))
+    assert boundaries(taken) == entries_of(entries) == entries_of(read_timeline(folder.path))
+    assert [recipe for _, recipe in boundaries(taken)] == [strong, edited, weak, other.digest, weak]
+    assert [change.why.split()[0] for change in read_changes(folder.path)] == ["start", "edit", "headrace", "headrace"]
+    assert again(job, start_of(folder.path, job), len(taken), num_workers=1) == taken
+    middle = len(taken) // 2
+    assert again(job, start_of(folder.path, job, middle), len(taken) - middle, num_workers=0) == taken[middle:]
+
+
+def swap(streams: Streams, ask: AskSwap) -> str:
+    """What an operator is answered; nobody takes batches meanwhile."""
+    services = streams._services
+    assert services is not None
+    with Operator(services.dispatcher) as operator:
+        return operator.done(ask, lambda: None)
+
+
+@pytest.mark.parametrize("num_workers", [2, 0])
+def test_a_bad_edit_is_refused_with_its_place_and_the_old_chain_goes_on(
+    job: Job, folder: RunFolder, num_workers: int
+) -> None:
+    """Text that is no YAML, a transform that does not exist, one that fails on real samples, another shape."""
+    file = job.path.parent / "strong.yaml"
+    bad: dict[str, list[Any] | str] = {
+        "expected: YAML": "- HorizontalFlip: {p: 0.5",
+        "HorizontalFlop": [{"HorizontalFlop": {"p": 0.5}}],
+        "RandomCrop": [{"RandomCrop": {"height": 500, "width": 500}}],
+        "shape: free": [{"Resize": {"height": 20, "width": 20}}],
+    }
+    with open_streams(job, num_workers, folder) as streams:
+        taken = [take(streams)]
+        for number, (hint, text) in enumerate(bad.items(), start=1):
+            if isinstance(text, str):
+                file.write_text(text)
+            else:
+                write_chain(file, text)
+
+            def refused(number: int = number) -> bool:
+                if num_workers == 0:
+                    take_more(streams, taken, 1)  # there, edits are looked at between batches
+                return len(events(folder.path, "swap_refused")) == number
+
+            wait_for(refused, hint)
+            note = events(folder.path, "swap_refused")[-1]["note"]
+            assert hint in note
+            assert f"{file}:1" in note
+            assert streams._notes.latest()[-1].endswith(note)
+        write_chain(file, [{"VerticalFlip": {"p": 0.5}}, *STRONG])
+        good = recipe_of(job, "strong.yaml").digest
+        if num_workers == 0:
+            wait_for(lambda: events(folder.path, "swap") or take_more(streams, taken, 1), "no swap")
+        take_until(streams, taken, good)
+    assert {batch.recipe for batch in taken[:-1]} == {job.train.digest}
+    assert len(read_changes(folder.path)) == 2
+
+
+def test_of_twenty_edits_in_two_seconds_the_last_one_wins(job: Job, folder: RunFolder) -> None:
+    """Half of them half written; no batch mixes two of them, as a repetition shows."""
+    file = job.path.parent / "strong.yaml"
+    with open_streams(job, 2, folder) as streams:
+        taken = [take(streams)]
+        for number in range(20):
+            if number % 2:
+                file.write_text('[{"HorizontalFlip": {"p"')
+            else:
+                write_chain(file, [{"VerticalFlip": {"p": (number + 1) / 20}}, *STRONG])
+            take_more(streams, taken, 1)
+            time.sleep(0.1)
+        partial = file.with_suffix(".new")
+        write_chain(partial, [{"VerticalFlip": {"p": 1.0}}, *STRONG])
+        partial.rename(file)  # as editors do
+        last = recipe_of(job, "strong.yaml").digest
+        take_until(streams, taken, last)
+        take_more(streams, taken, 3)
+    assert boundaries(taken) == entries_of(read_timeline(folder.path))[: len(boundaries(taken))]
+    assert again(job, start_of(folder.path, job), len(taken), num_workers=2) == taken
+
+
+def test_an_edit_made_while_the_job_was_down_lands_at_the_first_batch_never_delivered(
+    job: Job, folder: RunFolder
+) -> None:
+    """What was delivered is made again as it was, from the checkpoint on."""
+    with open_streams(job, 1, folder) as streams:
+        taken: list[Taken] = []
+        take_more(streams, taken, 12)
+    write_chain(job.path.parent / "strong.yaml", [{"VerticalFlip": {"p": 1.0}}, *STRONG])
+    edited = load_job(job.path)
+    start = start_of(folder.path, edited, head_step=5)
+    resumed = StreamStart(entries=start.entries, recipes=start.recipes, head_step=5, free_from_step=12)
+    with open_streams(edited, 2, folder, start=resumed) as streams:
+        repeated: list[Taken] = []
+        take_more(streams, repeated, 40)
+    assert repeated[:7] == taken[5:]
+    assert boundaries(repeated) == [(5, job.train.digest), (12, edited.train.digest)]
+    assert entries_of(streams.timeline.entries)[2:] == [(10 * FROM_EPOCH, job.later[0].recipe.digest)]
+    assert read_changes(folder.path)[-1].why.startswith("edit of ")
+    with open_streams(edited, 1, folder, start=start_of(folder.path, edited, head_step=45)):
+        assert len(read_changes(folder.path)) == 2, "nothing has changed since"
+
+
+def test_with_a_free_shape_the_images_may_grow(tmp_path: Path, arrays: Path, job: Job) -> None:
+    """Progressive resizing by schedule and by edit; batches of both sizes stand in one window."""
+    write_chain(tmp_path / "weak.yaml", [{"Resize": {"height": 24, "width": 24}}])
+    path = job_file(tmp_path, arrays)
+    for num_workers in (2, 0):
+        stream = Stream(path, ["shape=free", "train.epochs=42"], workers=num_workers)
+        with stream:
+            sides = [tuple(batch.images.shape) for batch in stream]
+        assert sides == [(10, 3, 16, 16)] * 400 + [(10, 3, 24, 24)] * 20
+    fixed = load_job(path)
+    for num_workers in (2, 0):
+        with pytest.raises(ConfigError, match=r"weak\.yaml:1: chain\n  expected: .*3x16x16.*\n  got: .*3x24x24"):
+            Streams(fixed, num_workers, None)

@@ -1,0 +1,181 @@
+"""swap, scale, stop, status: what they ask for, what they refuse before they ask, what they print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from headrace import operating
+from headrace.commands.scale import scale
+from headrace.commands.status import status
+from headrace.commands.stop import stop
+from headrace.commands.swap import swap
+from pipeline.errors import ConfigError, PeerUnreachable, Problem
+from pipeline.operator import ChainRefused, OperationRefused
+from pipeline.run_lock import LiveRun
+from pipeline.service_messages import AskScale, AskStop, AskSwap, OperatorMessage, Status, StreamStatus
+from tests.unit.test_status_screen import make_status
+
+ENDPOINT = "ipc:///run/d"
+
+
+class FakeOperator:
+    """Remembers what was asked, and answers as it was told to."""
+
+    def __init__(self) -> None:
+        self.targets: list[operating.Target] = []
+        self.asked: list[Any] = []
+        self.answer: str | Exception = "done"
+
+    def __enter__(self) -> FakeOperator:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def done(self, question: OperatorMessage, on_waiting: Callable[[], None]) -> str:
+        self.asked.append(question)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def status(self) -> Status:
+        return make_status()
+
+
+@pytest.fixture(name="operator")
+def _operator(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeOperator]:
+    fake = FakeOperator()
+
+    def of(target: operating.Target) -> FakeOperator:
+        fake.targets.append(target)
+        return fake
+
+    monkeypatch.setattr(operating.Target, "operator", of)
+    return fake
+
+
+def run(command: Callable[..., None], *arguments: object) -> str:
+    app = typer.Typer()
+    app.command()(command)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def refused(command: Callable[..., None], *arguments: object) -> Problem:
+    with pytest.raises(ConfigError) as caught:
+        run(command, *arguments)
+    (problem,) = caught.value.problems
+    return problem
+
+
+@pytest.fixture(name="chain")
+def _chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("weak.yaml").write_text("- HorizontalFlip\n")
+    return Path("weak.yaml")
+
+
+def test_swap_sends_the_chain_with_its_whole_path_and_prints_the_boundary(operator: FakeOperator, chain: Path) -> None:
+    """The job may run in another folder, and an edit of the same file is to be known as such."""
+    operator.answer = "from step 12 (position 384) on: recipe 00ff, weak.yaml"
+    assert run(swap, chain, "--connect", ENDPOINT, "--stream", "a/train", "--at", 12) == operator.answer + "\n"
+    (question,) = operator.asked
+    assert isinstance(question, AskSwap)
+    assert (question.stream, question.at_step) == ("a/train", 12)
+    assert question.chain is not None
+    assert question.chain.file == str(chain.absolute())
+    assert [node.name for node in question.chain.nodes] == ["HorizontalFlip"]
+
+
+def test_swap_back_names_no_chain(operator: FakeOperator) -> None:
+    run(swap, "--to", "previous", "--connect", ENDPOINT)
+    assert operator.asked[0].chain is None
+
+
+def test_a_bad_chain_is_refused_before_anybody_is_asked(operator: FakeOperator, chain: Path) -> None:
+    chain.write_text("- HorizontalFlip: 1\n")
+    problem = refused(swap, chain, "--connect", ENDPOINT)
+    assert (problem.file, problem.line, problem.path) == ("weak.yaml", 1, "chain[0].HorizontalFlip")
+    assert operator.asked == []
+
+
+def test_what_the_workers_refuse_is_located_in_the_file_as_it_was_named(operator: FakeOperator, chain: Path) -> None:
+    """As `headrace check` would have said it."""
+    place = Problem(file=str(chain.absolute()), line=1, path="chain[0].HorizontalFlop", expected="a", got="b")
+    operator.answer = ChainRefused("refused; the present chain goes on", [place])
+    assert str(refused(swap, chain, "--connect", ENDPOINT)).startswith("weak.yaml:1: chain[0].HorizontalFlop")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["weak.yaml", "--to", "previous"], ["--to", "strong.yaml"], ["weak.yaml", "--run-dir", "."]]
+)
+def test_swap_wants_one_chain_and_one_service(operator: FakeOperator, chain: Path, arguments: list[str]) -> None:
+    assert refused(swap, *arguments, "--connect", ENDPOINT).file == "command line"
+    assert operator.asked == []
+
+
+@pytest.mark.parametrize(("num", "expected"), [("4", (4, False)), ("auto", (0, True))])
+def test_scale_asks_for_a_number_or_for_as_many_as_are_needed(
+    operator: FakeOperator, num: str, expected: tuple[int, bool]
+) -> None:
+    run(scale, num, "--connect", ENDPOINT, "--pool", "p")
+    (question,) = operator.asked
+    assert isinstance(question, AskScale)
+    assert (question.pool, (question.num_workers, question.automatic)) == ("p", expected)
+
+
+@pytest.mark.parametrize("num", ["0", "many", "1.5", "٣", "99999999999"])
+def test_scale_refuses_what_is_no_number_of_workers(operator: FakeOperator, num: str) -> None:
+    assert refused(scale, num, "--connect", ENDPOINT).got == num
+
+
+def test_what_the_service_refuses_ends_with_the_exit_code_of_wrong_input(operator: FakeOperator) -> None:
+    operator.answer = OperationRefused("at most 8 workers")
+    with pytest.raises(OperationRefused, match="at most 8") as caught:
+        run(scale, 9, "--connect", ENDPOINT)
+    assert caught.value.exit_code == 2
+
+
+def test_a_run_folder_leads_to_its_dispatcher_and_stream(
+    operator: FakeOperator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_lock = LiveRun(pid=7, endpoint=ENDPOINT, stream="abc/train")
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: run_lock)
+    run(stop, "--run-dir", tmp_path)
+    assert isinstance(operator.asked[0], AskStop)
+    assert operator.asked[0].stream == "abc/train"
+    assert operator.targets[0].endpoint == ENDPOINT
+    assert operator.targets[0].is_run
+
+
+def test_without_an_address_the_users_standing_dispatcher_is_meant(
+    operator: FakeOperator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.runtime_dir.default_endpoint", lambda: "ipc:///run/standing")
+    run(scale, 3)
+    assert operator.targets[0].endpoint == "ipc:///run/standing"
+
+
+def test_a_run_that_is_just_starting_is_told_apart_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: LiveRun(pid=7, endpoint="", stream=""))
+    with pytest.raises(PeerUnreachable, match="has no dispatcher yet"):
+        run(stop, "--run-dir", tmp_path)
+    monkeypatch.undo()
+    assert refused(stop, "--run-dir", tmp_path).expected == "a run that is going on"
+    assert refused(status, "--run-dir", tmp_path).expected == "a run that is going on"
+
+
+def test_status_prints_a_screen_and_the_same_as_json(operator: FakeOperator) -> None:
+    assert "812 samples/s" in run(status, "--connect", ENDPOINT)
+    told = json.loads(run(status, "--connect", ENDPOINT, "--json"))
+    assert told["is_running"] is True
+    assert msgspec.convert(told["streams"], tuple[StreamStatus, ...]) == make_status().streams

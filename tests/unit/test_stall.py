@@ -1,0 +1,89 @@
+"""Who waits in vain is told what is missing, in time and not too often."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipeline.errors import RunFailed
+from pipeline.messages import ServiceState
+from trainer.stall import StallWatch
+
+
+def service(workers: int = 2, note: str = "") -> ServiceState:
+    return ServiceState(
+        stream="s", incarnation=1, workers=workers, idle_workers=0, waiting_slices=3, leased_slices=4, note=note
+    )
+
+
+def looks(watch: StallWatch, *times_s: float, **state: Any) -> list[tuple[float, str]]:
+    """What is told at which time; the wait began at 0, the dispatcher speaks all the time."""
+    told = []
+    for now_s in times_s:
+        at = {"waiting_since_s": 0.0, "last_arrival_s": 0.0, "last_heard_s": now_s, "service": service(), **state}
+        if (news := watch.look(now_s, **at)) is not None:
+            told.append((now_s, news.text))
+            assert news.is_urgent == ("arrived for" in news.text), "a slow start is no reason for a warning"
+    return told
+
+
+def every(step_s: float, until_s: float, since_s: float = 0.0) -> list[float]:
+    return [since_s + number * step_s for number in range(1, int((until_s - since_s) / step_s) + 1)]
+
+
+def test_a_stall_under_fail_ends_the_run_with_what_is_missing() -> None:
+    """Neither before its time nor without a reason."""
+    watch = StallWatch(30.0, "fail")
+    assert looks(watch, *every(0.5, 29.5)) == []
+    with pytest.raises(RunFailed, match=r"no slice has arrived for 30 s\n  workers are connected but deliver nothing"):
+        looks(watch, 30.0, service=service(note="worker w was killed"))
+
+
+def test_a_stall_under_wait_is_told_again_once_every_timeout() -> None:
+    """A log of a weekend stays readable."""
+    told = looks(StallWatch(30.0, "wait"), *every(0.5, 100.0))
+    assert [at_s for at_s, _ in told] == [30.0, 60.0, 90.0]
+
+
+def test_that_there_is_no_worker_is_told_after_five_seconds_and_once() -> None:
+    """Long before a timeout of minutes; a user may have forgotten to start them."""
+    told = looks(StallWatch(300.0, "wait"), *every(0.5, 100.0), service=service(workers=0))
+    assert [at_s for at_s, _ in told] == [5.0]
+    assert "no worker is connected" in told[0][1]
+
+
+def test_a_silent_dispatcher_is_told_and_not_fatal_before_the_timeout() -> None:
+    """It may be starting again."""
+    watch = StallWatch(60.0, "fail")
+    ((at_s, text),) = looks(watch, *every(0.5, 59.5), last_heard_s=0.0)
+    assert at_s == 5.0
+    assert "the dispatcher has been silent for 5 s" in text
+    with pytest.raises(RunFailed, match="the dispatcher has been silent for 60 s"):
+        looks(watch, 60.0, last_heard_s=0.0)
+
+
+def test_the_end_of_a_stall_is_told() -> None:
+    """So that the last note does not say the opposite of what is so."""
+    watch = StallWatch(300.0, "wait")
+    looks(watch, *every(0.5, 20.0), service=service(workers=0))
+    told = looks(watch, 20.5, 21.0, last_arrival_s=20.2)
+    assert told == [(20.5, "slices arrive again, after 20 s")]
+    assert looks(watch, *every(0.5, 30.0, since_s=21.0), last_arrival_s=20.2, service=service(workers=0)) != []
+
+
+def test_who_was_stopped_himself_blames_nobody() -> None:
+    """SIGSTOP of the trainer for an hour: all clocks have run on, nobody was late."""
+    watch = StallWatch(30.0, "fail")
+    looks(watch, *every(0.5, 10.0))
+    assert looks(watch, *every(0.5, 3629.5, since_s=3600.0), last_heard_s=10.0)[0][0] == 3605.5
+    with pytest.raises(RunFailed):
+        looks(watch, 3630.5, last_heard_s=10.0)
+
+
+def test_a_loop_that_was_away_has_not_waited() -> None:
+    """An evaluation of minutes between two batches is no stall."""
+    watch = StallWatch(30.0, "fail")
+    looks(watch, 0.5, 1.0)
+    watch.rest()
+    assert looks(watch, 600.5, 601.0, waiting_since_s=600.0) == []
