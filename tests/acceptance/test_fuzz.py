@@ -129,9 +129,11 @@ def fuzz(run_dir: Path, seconds: float, seed: int) -> int:
             time.sleep(0.05)
         for socket in (context.socket(zmq.DEALER), context.socket(zmq.PUSH)):
             socket.setsockopt(zmq.LINGER, 0)
-            socket.connect(run.endpoint if socket.socket_type == zmq.DEALER else endpoint)
+            socket.connect(run.endpoint if socket.type == zmq.DEALER else endpoint)
             socket.send(bytes(OVERSIZED_NBYTES))
-        time.sleep(0.5)
+            time.sleep(0.5)
+            socket.close()
+        push.close(linger=0)
     finally:
         context.destroy(linger=0)
     return sent

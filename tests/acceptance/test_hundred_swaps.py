@@ -27,8 +27,8 @@ GOOD = (
     "- Slow: {{p: 1.0}}\n- VerticalFlip\n- RandomBrightnessContrast: {{p: 0.{0:02}}}\n",
 )
 WRONG = (
-    ("- Slow: {p: 1.0}\n- Affine: {scale: -3.0}\n", "Affine"),
-    ("- Slow: {p: 1.0}\n- RandomCrop: {size: [1000, 1000]}\n", "chain"),
+    ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", "RandomBrightnessContrast.p"),
+    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", "chain"),
     ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", "shape"),
     ("- Slow: {p: 1.0}\n- HorizontalFlop\n", "HorizontalFlop"),
 )
