@@ -51,6 +51,7 @@ from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import ReceiverState
 from trainer.receiver import Receiver
 from trainer.report_rates import Rates
+from trainer.stall import StallPolicy
 from trainer.stream import BatchStream
 from trainer.swapping import Outcome, Wish
 
@@ -88,6 +89,7 @@ class Streams:
         """Set by an operator's `headrace stop`."""
         self._notes = Notes(folder.append_event if folder is not None else None)
         self._begun_with = start.fingerprint
+        self._is_standing = connect is not None
         self._batch_specs: dict[Role, dict[str, BatchSpec]] = {"train": {}, "eval": {}}
         self._services: Services | StandingServices | None = None
         self._edits: ChainEdits | None = None
@@ -227,8 +229,7 @@ class Streams:
             policy=self._policy(role, spec),
             pool=self._pools[role],
             notes=self._notes,
-            stall_timeout_s=config.stall_timeout_s,
-            on_stall=config.on_stall,
+            stall=StallPolicy(config.stall_timeout_s, config.on_stall, spec.source, self._is_standing),
             check_services=services.check,
             on_outcome=self._swap_ended,
             on_stop=self._stop_asked,

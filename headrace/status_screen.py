@@ -7,6 +7,7 @@ Pure: asks nobody, reads no clock.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 
@@ -79,8 +80,9 @@ def timeline_rows(entries: Sequence[TimelineEntry], head_step: int) -> list[tupl
     return [*made, *([("timeline", f"and {left_out} more in timeline.jsonl")] if left_out > 0 else [])]
 
 
-def shortened(text: str, width: int) -> str:
-    """The end of a path, which says more than its front."""
+def shortened(path: str, width: int) -> str:
+    """The end of a path, which says more than its front; without `..`."""
+    text = os.path.normpath(path) if path else ""
     return text if len(text) <= width else f"…{text[len(text) - width + 1 :]}"
 
 
@@ -103,8 +105,8 @@ def duration(seconds: float) -> str:
 
 def _job(job: StreamStatus) -> list[Text]:
     report = job.report
-    flight = f"{job.num_leased} slices with workers, {job.num_waiting} waiting, {job.num_hedged} hedged so far"
-    window = f"{job.window} batches: {flight}" if job.window else "closed: the chain is being tried on a worker"
+    flight = f"slices: {job.num_leased} with workers, {job.num_waiting} waiting, {job.num_hedged} hedged so far"
+    window = f"{job.window} batches; {flight}" if job.window else "closed: the chain is being tried on a worker"
     silent = [("trainer", f"silent for {duration(job.silent_s)}")] if job.silent_s > 3.0 else []
     if report is None:
         at = [("stream", f"{job.stream}, step {job.head_step}, its trainer has not reported yet")]

@@ -120,8 +120,9 @@ class Dispatcher:
             self._pools.tick(now_s)
             self._rates.look({name: worker.num_delivered for name, worker in self._leases.workers.items()}, now_s)
             fingerprint = self._binding_fingerprint() or ""
-            for stream_id in self._streams:
-                self._tell(stream_id, service_state(stream_id, self._leases, self._note, fingerprint))
+            for stream_id, stream in self._streams.items():
+                source = stream.spec.source
+                self._tell(stream_id, service_state(stream_id, source, self._leases, self._note, fingerprint))
 
     def _handle(self, identity: bytes, message: AnyMessage, now_s: float) -> None:
         match message:

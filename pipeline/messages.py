@@ -299,6 +299,10 @@ class ServiceState(Message, frozen=True, kw_only=True):
     stream: str
     incarnation: int
     workers: int
+    able_workers: int
+    """Those of them that have the stream's source."""
+    sources: tuple[str, ...]
+    """All that connected workers have."""
     idle_workers: int
     waiting_slices: int
     leased_slices: int

@@ -41,13 +41,15 @@ class Rates:
         return max(0, counts[-1][1] - counts[0][1]) / (counts[-1][0] - counts[0][0])
 
 
-def service_state(stream_id: StreamId, leases: Leases, note: str, fingerprint: str) -> ServiceState:
+def service_state(stream_id: StreamId, source: str, leases: Leases, note: str, fingerprint: str) -> ServiceState:
     """What a trainer is told about once a second."""
     slices = leases.streams[stream_id]
     return ServiceState(
         stream=stream_id[0],
         incarnation=stream_id[1],
         workers=len(leases.workers),
+        able_workers=sum(source in worker.sources for worker in leases.workers.values()),
+        sources=tuple(sorted({name for worker in leases.workers.values() for name in worker.sources})),
         idle_workers=len(leases.idle_workers()),
         waiting_slices=slices.num_waiting,
         leased_slices=len(slices.leased),

@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Literal
 
 from pipeline.messages import StreamGoodbye, StreamSpec
 from pipeline.reassembly import Reassembly
@@ -28,7 +27,7 @@ from trainer.placing import Placing
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import RawBatch, ReceiverState
 from trainer.report_rates import Rates, Totals
-from trainer.stall import StallWatch
+from trainer.stall import StallPolicy, StallWatch
 from trainer.swapping import Outcome, Swapping, Wish
 
 BEAT_S = 1.0
@@ -59,8 +58,7 @@ class Receiver(threading.Thread):
         policy: BadSamplePolicy,
         pool: BufferPool,
         notes: Notes,
-        stall_timeout_s: float,
-        on_stall: Literal["fail", "wait"] = "fail",
+        stall: StallPolicy,
         check_services: Callable[[], None] = lambda: None,
         on_outcome: Callable[[Wish, Outcome], None] = lambda wish, outcome: None,
         on_stop: Callable[[], None] = lambda: None,
@@ -80,7 +78,7 @@ class Receiver(threading.Thread):
         self._on_outcome = on_outcome
         self._describe = describe
         self._rates = Rates()
-        self._stall_watch = StallWatch(stall_timeout_s, on_stall)
+        self._stall_watch = StallWatch(stall)
         self._reassembly = Reassembly(
             course.timeline,
             stream=stream,

@@ -18,20 +18,30 @@ LOOK_GAP_S = 5.0
 """Between two looks at most: after a longer gap this process itself was stopped, and nobody else is to blame."""
 
 
+class StallPolicy(NamedTuple):
+    """What a stream's stalls mean to its job."""
+
+    timeout_s: float
+    on_stall: Literal["fail", "wait"]
+    source: str
+    """What the stream's workers must have."""
+    is_standing: bool = False
+    """The services are others' affair, so who waits for them is told at once; a job's own take a while to start."""
+
+
 class Told(NamedTuple):
     """What the user should know."""
 
     text: str
     is_urgent: bool
-    """True for a stall of `stall_timeout_s`, and its end; a start on a busy machine is not worth a warning."""
+    """To be said on the terminal, too: a stall, and its end; but a start on a busy machine is not worth a warning."""
 
 
 class StallWatch:
-    """The user is told what is missing, once and then every `stall_timeout_s`; nobody is judged by our own stop."""
+    """The user is told what is missing, once and then every `timeout_s`; nobody is judged by our own stop."""
 
-    def __init__(self, stall_timeout_s: float, on_stall: Literal["fail", "wait"]) -> None:
-        self._stall_timeout_s = stall_timeout_s
-        self._on_stall = on_stall
+    def __init__(self, policy: StallPolicy) -> None:
+        self._policy = policy
         self._looked_s: float | None = None
         self._blameless_until_s = 0.0
         self._told_s: float | None = None
@@ -59,16 +69,17 @@ class StallWatch:
         if self._told_s is not None and last_arrival_s > self._told_s:
             self._told_s = None
             return Told(f"slices arrive again, after {last_arrival_s - self._began_s:.0f} s", self._is_urgent)
-        missing = _missing(service, silent_s, dropped)
-        if stalled_s >= self._stall_timeout_s:
-            if self._on_stall == "fail":
-                raise RunFailed(f"no slice has arrived for {self._stall_timeout_s:g} s\n  {missing}")
-            if self._told_s is None or now_s - self._told_s >= self._stall_timeout_s:
+        missing = _missing(service, self._policy.source, silent_s, dropped)
+        if stalled_s >= self._policy.timeout_s:
+            if self._policy.on_stall == "fail":
+                raise RunFailed(f"no slice has arrived for {self._policy.timeout_s:g} s\n  {missing}")
+            if self._told_s is None or now_s - self._told_s >= self._policy.timeout_s:
                 text = f"no slice has arrived for {stalled_s:.0f} s: {missing}"
                 return self._tell(now_s, stalled_since_s, text, is_urgent=True)
-        is_deserted = silent_s >= TOLD_AFTER_S or service is None or service.workers == 0
+        is_deserted = silent_s >= TOLD_AFTER_S or service is None or service.able_workers == 0
         if is_deserted and stalled_s >= TOLD_AFTER_S and self._told_s is None:
-            return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=False)
+            is_urgent = self._policy.is_standing or (service is not None and service.workers > service.able_workers)
+            return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=is_urgent)
         return None
 
     def rest(self) -> None:
@@ -82,15 +93,23 @@ class StallWatch:
         return Told(text, is_urgent)
 
 
-def _missing(service: ServiceState | None, silent_s: float, dropped: str) -> str:
+def _missing(service: ServiceState | None, source: str, silent_s: float, dropped: str) -> str:
     if silent_s >= TOLD_AFTER_S:
         text = f"the dispatcher has been silent for {silent_s:.0f} s"
         return text + (f" (then: {_seen(service)})" if service else "")
     if service is None:
         return "the dispatcher has not said anything about workers"
-    hint = "no worker is connected" if service.workers == 0 else "workers are connected but deliver nothing"
     note = f"\n  last trouble: {service.note}" if service.note else ""
-    return f"{hint} ({_seen(service)})" + note + (f"\n  dropped: {dropped}" if dropped else "")
+    return f"{_hint(service, source)} ({_seen(service)})" + note + (f"\n  dropped: {dropped}" if dropped else "")
+
+
+def _hint(service: ServiceState, source: str) -> str:
+    if service.workers == 0:
+        return "no worker is connected"
+    if service.able_workers == 0:
+        others = ", ".join(service.sources) or "none"
+        return f"no worker has source {source!r}, they have: {others}; start some with --source {source}=DIR"
+    return "workers are connected but deliver nothing"
 
 
 def _seen(service: ServiceState) -> str:

@@ -13,7 +13,8 @@ def workers(
     num: Annotated[int, typer.Option("--num", "-n", min=1, help="Worker processes to begin with.")] = 2,
     minimum: Annotated[int, typer.Option("--min", min=1, help="`headrace scale` stays at or above this.")] = 1,
     maximum: Annotated[
-        int, typer.Option("--max", min=0, help="... and at or below this. Default: twice this machine's cores.")
+        int,
+        typer.Option("--max", min=0, help="... and at or below this. Default: twice the machine's cores, 8 at least."),
     ] = 0,
     auto: Annotated[bool, typer.Option(help="More while trainers wait for data, fewer while workers idle.")] = False,
     name: Annotated[str, typer.Option(help="What `headrace status` and `scale` call it.")] = "",

@@ -337,7 +337,7 @@ def test_only_what_has_not_arrived_is_given_up() -> None:
 def test_the_workers_fingerprint_is_kept_from_the_first_word_of_it() -> None:
     """A later dispatcher must not admit others."""
     talk = Talk()
-    state = ServiceState(workers=1, idle_workers=0, waiting_slices=0, leased_slices=1, **ID)
+    state = ServiceState(workers=1, able_workers=1, sources=(), idle_workers=0, waiting_slices=0, leased_slices=1, **ID)
     talk.hears(state)
     for fingerprint in ("one", "two"):
         talk.hears(msgspec.structs.replace(state, fingerprint=fingerprint))

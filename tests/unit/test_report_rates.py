@@ -23,7 +23,14 @@ def rates(
 
 def service(idle: int, waiting: int) -> ServiceState:
     return ServiceState(
-        stream="s", incarnation=1, workers=4, idle_workers=idle, waiting_slices=waiting, leased_slices=4
+        stream="s",
+        incarnation=1,
+        workers=4,
+        able_workers=4,
+        sources=("photos",),
+        idle_workers=idle,
+        waiting_slices=waiting,
+        leased_slices=4,
     )
 
 

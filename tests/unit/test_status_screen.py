@@ -118,7 +118,7 @@ def test_one_job_is_shown_in_detail() -> None:
         "step 100 of 400 (25 %)   epoch 3   position 3200",
         "812 samples/s   waited for data 12 %",
         "the workers: more of them would help",
-        "8 batches: 5 slices with workers, 3 waiting, 1 hedged so far",
+        "8 batches; slices: 5 with workers, 3 waiting, 1 hedged so far",
         "2 replaced by others",
         "a swap was refused",
         "4 (auto, 1 to 8)",
