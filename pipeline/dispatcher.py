@@ -26,12 +26,11 @@ from pipeline.lease_events import (
     ReportLost,
     Retire,
     SliceGivenBack,
-    StreamBeaten,
     StreamId,
     StreamLeft,
-    StreamRegistered,
     Ticked,
     WorkerBeaten,
+    WorkerDeclined,
     WorkerGone,
     WorkerJoined,
     WorkerLeaving,
@@ -58,6 +57,7 @@ from pipeline.messages import (
     SliceFailed,
     StreamBeat,
     StreamBroken,
+    StreamDeclined,
     StreamFailed,
     StreamGoodbye,
     TrainerMessage,
@@ -71,10 +71,13 @@ from pipeline.probing import Probing
 from pipeline.scaling import Scaling
 from pipeline.service_messages import AskScale, AskStatus, AskStop, AskSwap, PoolBeat
 from pipeline.service_status import Rates, service_state, status
+from pipeline.trainer_events import progress, registration
 from pipeline.wire import decode_message
 
 STATE_EVERY_S = 1.0
 """How often trainers are told what the service looks like."""
+MAX_PROBLEMS = 3
+"""Told of a worker that declined a stream: the first ones say enough."""
 
 log = logging.getLogger("headrace.dispatcher")
 
@@ -126,7 +129,10 @@ class Dispatcher:
 
     def _handle(self, identity: bytes, message: AnyMessage, now_s: float) -> None:
         match message:
-            case WorkerBeat() | Join() | Leaving() | SliceFailed() | AskStream() | ProbeAnswer() | ProbeFailed():
+            case (
+                WorkerBeat() | Join() | Leaving() | SliceFailed() | AskStream() | StreamDeclined()
+                | ProbeAnswer() | ProbeFailed()
+            ):  # fmt: skip
                 if message.worker.encode() != identity:
                     raise RemoteProtocolError(f"a peer speaks for worker {message.worker!r}")
                 self._handle_worker(message, now_s)
@@ -167,7 +173,7 @@ class Dispatcher:
                 self._forget_stream((message.stream, message.incarnation), now_s)
 
     def _register(self, identity: bytes, message: Register, now_s: float) -> None:
-        stream_id, spec = (message.stream, message.incarnation), message.spec
+        stream_id = (message.stream, message.incarnation)
         try:
             timeline = accepted_timeline(message)
             if any(name == message.stream and number > message.incarnation for name, number in self._streams):
@@ -187,20 +193,7 @@ class Dispatcher:
             stream.register(message)
         registered = Registered(stream=message.stream, incarnation=message.incarnation, revision=stream.revision)
         self._tell(stream_id, registered)
-        self._step(
-            StreamRegistered(
-                stream=stream_id,
-                source=spec.source,
-                timeline=timeline,
-                slice_size=spec.slice_size,
-                head_step=message.head_step,
-                arrived=int.from_bytes(message.arrived, "little"),
-                window=message.window,
-                quarantined=message.quarantined,
-                revision=message.revision,
-            ),
-            now_s,
-        )
+        self._step(registration(message, timeline), now_s)
 
     def _stream_beaten(self, identity: bytes, message: StreamBeat, now_s: float) -> None:
         stream_id = (message.stream, message.incarnation)
@@ -212,16 +205,7 @@ class Dispatcher:
                 self._refuse_stream(identity, stream_id, error)
                 raise
             stream.report = message.report or stream.report
-        event = StreamBeaten(
-            stream=stream_id,
-            number=message.number,
-            head_step=message.head_step,
-            arrived=int.from_bytes(message.arrived, "little"),
-            window=message.window,
-            quarantined=message.quarantined,
-            revision=message.revision,
-        )
-        self._step(event, now_s, identity)
+        self._step(progress(message), now_s, identity)
 
     def _refuse_stream(self, identity: bytes, stream_id: StreamId, error: RemoteProtocolError) -> None:
         """Tell who sent it, who may not be the stream's trainer: it would wait for ever."""
@@ -258,6 +242,8 @@ class Dispatcher:
                 self._step(SliceGivenBack(worker=worker, lease=lease, position=position, cause=cause), now_s)
             case AskStream():
                 self._open_again(message, now_s)
+            case StreamDeclined():
+                self._declined(message, now_s)
             case ProbeAnswer():
                 self._probing.answered(message)
             case ProbeFailed():
@@ -329,6 +315,19 @@ class Dispatcher:
         self._streams[stream_id].forget_worker(message.worker)
         self._step(LeaseRefused(worker=message.worker, lease=message.lease), now_s)
         self._probing.send_again(message.worker, stream_id, now_s)
+
+    def _declined(self, message: StreamDeclined, now_s: float) -> None:
+        stream_id = (message.stream, message.incarnation)
+        worker, member = self._leases.workers.get(message.worker), self._pools.member(message.worker)
+        if worker is None or member is None or stream_id in worker.declined or stream_id not in self._streams:
+            return
+        problems = "\n".join(str(problem.problem()) for problem in message.problems[:MAX_PROBLEMS])
+        who = f"worker {message.worker} of pool {member.pool or '(none)'} on {member.host}"
+        cause = f"{who} declined stream {message.stream}\n{problems}"
+        log.warning("action=decline worker=%s stream=%s incarnation=%d cause=%s", message.worker, *stream_id, cause)
+        self._note = cause
+        self._step(WorkerDeclined(worker=message.worker, stream=stream_id, cause=cause), now_s)
+        self._probing.declined(message.worker, stream_id, now_s)
 
     def _broken(self, identity: bytes, message: StreamBroken) -> None:
         if identity.decode(errors="replace") not in self._leases.workers:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import msgspec
 
-from pipeline.errors import RemoteProtocolError
 from pipeline.lease_events import StreamId
 from pipeline.messages import OpenStream, Register
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.service_messages import StreamReport
 
 MAX_ASKED = 64
-"""Recipes of one stream under probe at a time; a trainer has one or two, or those of its schedule."""
+"""Recipes of one stream under probe at a time; further ones wait for their turn, since a trainer asks again."""
+MAX_SPARE = 64
+"""Answers remembered of recipes that the timeline does not name, for a trainer that lost one and asks again."""
 
 
 def trainer_identity(stream: str, incarnation: int) -> bytes:
@@ -41,36 +42,38 @@ class KnownStream:
         """Living worker -> the version it was told of."""
         self._id = stream_id
         self._asked: dict[str, Recipe] = {}
-        """Recipes that the timeline does not name (yet), by digest."""
+        """Recipes under probe, by digest."""
         self._version = 0
 
     def register(self, message: Register) -> None:
         """Take over a registration with a higher revision."""
         self.spec, self.revision = message.spec, message.revision
-        # An accepted recipe that is not registered by now was given up; it would come with its next AskProbe.
-        self._asked = {digest: recipe for digest, recipe in self._asked.items() if digest not in self.batch_specs}
         named = {recipe.digest for recipe in message.spec.recipes}
         known = {digest: spec for digest, spec in self.batch_specs.items() if digest in named}
         self.batch_specs = {**known, **message.batch_specs}
         self._version += 1
 
-    def ask(self, recipe: Recipe) -> str:
-        """Remember a recipe that is to be probed; its digest."""
+    def ask(self, recipe: Recipe) -> str | None:
+        """Remember a recipe that is to be probed; its digest, or None while too many are: it has to be asked again."""
         digest = recipe.digest
         if digest not in self._asked:
             if len(self._asked) >= MAX_ASKED:
-                raise RemoteProtocolError(f"stream {self._id[0]}: more than {MAX_ASKED} recipes to be probed")
+                return None
             self._asked[digest] = recipe
             self._version += 1
         return digest
 
     def probed(self, digest: str, spec: BatchSpec | None) -> None:
         """What became of a probe: a spec, or a refusal."""
-        if spec is None:
-            self._asked.pop(digest, None)
-        elif self.batch_specs.get(digest) != spec:
-            self.batch_specs[digest] = spec
-            self._version += 1
+        self._asked.pop(digest, None)  # leases name it once it is registered, and the registration brings it
+        if spec is None or self.batch_specs.get(digest) == spec:
+            return
+        self.batch_specs[digest] = spec
+        self._version += 1
+        named = {entry.recipe for entry in self.spec.timeline}
+        spare = [known for known in self.batch_specs if known not in named]
+        for known in spare[:-MAX_SPARE]:
+            del self.batch_specs[known]
 
     def opening_for(self, worker: str, head_step: int) -> OpenStream | None:
         """What to tell the worker before its next work, which it is about to be given; None if it knows everything."""

@@ -112,6 +112,15 @@ class LeaseRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerDeclined:
+    """A worker can't serve a stream, as it was started: others have to."""
+
+    worker: str
+    stream: StreamId
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ticked:
     """Time passed."""
 
@@ -129,6 +138,7 @@ Event = (
     | WorkerGone
     | SliceGivenBack
     | LeaseRefused
+    | WorkerDeclined
     | Ticked
 )
 

@@ -78,12 +78,13 @@ class StreamSlices:
         self._lateness = Lateness()
         self._refill()
 
-    def beaten(self, event: StreamBeaten, now_s: float) -> list[list[Copy]]:
-        """Take over what the trainer said, unless it is older than what is known; the copies of what has arrived."""
+    def beaten(self, event: StreamBeaten, now_s: float) -> tuple[list[list[Copy]], list[list[Copy]]]:
+        """Take over what the trainer said, unless it is older than what is known; the copies of what has arrived, and
+        of what can't arrive any more."""
         was_silent = now_s - self.last_beat_s > HEARD_WITHIN_S
         self.last_beat_s = now_s
         if event.number <= self.beat_number or event.head_step < self.head_step:
-            return []
+            return [], []
         self.beat_number, self.window = event.number, event.window
         has_news = event.arrived != self._arrived or event.head_step > self.head_step
         if event.head_step > self.head_step:
@@ -94,7 +95,9 @@ class StreamSlices:
         if has_news:
             self._drop_arrived()
         self._refill()
-        return self._end_arrived(now_s, count=not was_silent) if has_news else []
+        if not has_news:
+            return [], []
+        return self._end_arrived(now_s, count=not was_silent), self._end_partly_present()
 
     def change(self, timeline: Timeline, revision: int) -> list[list[Copy]]:
         """Another timeline, of the same source and beginning; the copies of leases that it voids."""
@@ -229,6 +232,15 @@ class StreamSlices:
             ended.append(copies)
             if count:
                 self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[0].granted_s)
+        return ended
+
+    def _end_partly_present(self) -> list[list[Copy]]:
+        """A part came that an earlier dispatcher had cut otherwise: as a whole the range would be dropped, and leased
+        again, for ever."""
+        ended = []
+        for held in [held for held in self.leased if self._present(held)]:
+            ended.append(self.leased.pop(held))
+            self._wait(held)
         return ended
 
     def _void_from(self, start: int) -> list[list[Copy]]:

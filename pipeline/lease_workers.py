@@ -41,6 +41,12 @@ class Worker:
     leases: dict[int, Held] = field(default_factory=dict)
     num_delivered: int = 0
     is_leaving: bool = False
+    declined: dict[StreamId, str] = field(default_factory=dict)
+    """Streams that it can't serve, as it was started -> why."""
+
+    def serves(self, stream: StreamId, source: str) -> bool:
+        """True if it may be given work of the stream."""
+        return source in self.sources and stream not in self.declined
 
     @property
     def num_in_hand(self) -> int:

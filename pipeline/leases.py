@@ -12,7 +12,7 @@ worker idles, is hedged: given out once more, and the first arrival ends both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pipeline.lease_events import (
     Action,
@@ -32,6 +32,7 @@ from pipeline.lease_events import (
     StreamRegistered,
     Ticked,
     WorkerBeaten,
+    WorkerDeclined,
     WorkerGone,
     WorkerJoined,
     WorkerLeaving,
@@ -67,8 +68,11 @@ class Leases:
                 stream = self.streams.get(event.stream)
                 if stream is None or stream.revision < event.revision:
                     return [AskToRegister(stream=event.stream)]
-                for copies in stream.beaten(event, now_s):
+                arrived, voided = stream.beaten(event, now_s)
+                for copies in arrived:
                     self._arrived(copies)
+                for copies in voided:
+                    self._end_copies(copies)
             case StreamRegistered():
                 self._register(event, now_s)
             case StreamLeft():
@@ -86,6 +90,8 @@ class Leases:
                 actions += self._given_back(event, now_s)
             case LeaseRefused():
                 self._refused(event)
+            case WorkerDeclined():
+                self._declined(event)
             case Ticked():
                 actions += self._ticked(event, now_s)
         actions += self._grants(now_s)
@@ -94,6 +100,11 @@ class Leases:
     def idle_workers(self) -> list[str]:
         """Those with nothing in hand that would take something."""
         return self._free.idle()
+
+    def able_workers(self, stream: StreamId, source: str, among: Iterable[str] | None = None) -> list[str]:
+        """Those that have the source and have not declined the stream."""
+        names = self.workers if among is None else among
+        return [name for name in names if self.workers[name].serves(stream, source)]
 
     def _register(self, event: StreamRegistered, now_s: float) -> None:
         """A newer incarnation replaces the older one; what an older one still says is void."""
@@ -111,6 +122,8 @@ class Leases:
                 self._end_copies(copies)
 
     def _forget_stream(self, stream: StreamId) -> None:
+        for worker in self.workers.values():
+            worker.declined.pop(stream, None)
         forgotten = self.streams.pop(stream, None)
         for copies in forgotten.leased.values() if forgotten else ():
             self._end_copies(copies)
@@ -181,7 +194,7 @@ class Leases:
             return []
         self._end(event.worker, event.lease)
         stream = self.streams[held.stream]
-        others = any(stream.source in other.sources for name, other in self.workers.items() if name != event.worker)
+        others = any(name != event.worker for name in self.able_workers(stream.id, stream.source))
         stream.read_failed(held.range, event.position, event.worker, avoid=others, cause=event.cause, now_s=now_s)
         return _lost(stream)
 
@@ -189,8 +202,24 @@ class Leases:
         if (held := self._end(event.worker, event.lease)) is not None:
             self.streams[held.stream].give_back(held.range, event.worker)
 
+    def _declined(self, event: WorkerDeclined) -> None:
+        """It gets no more of the stream until it joins again."""
+        worker = self.workers.get(event.worker)
+        if worker is None or event.stream not in self.streams:
+            return
+        worker.declined[event.stream] = event.cause
+        for number in [number for number, held in worker.leases.items() if held.stream == event.stream]:
+            self._refused(LeaseRefused(worker=event.worker, lease=number))
+
     def _ticked(self, event: Ticked, now_s: float) -> list[Action]:
         actions: list[Action] = []
+        # Streams first: a worker's death then says nothing about one that is gone as well.
+        for stream in list(self.streams.values()):
+            if event.drained and now_s - stream.last_beat_s > self.stream_ttl_s:
+                self._forget_stream(stream.id)
+                actions.append(Retire(stream=stream.id))
+            else:
+                actions += _lost(stream)
         for name, worker in list(self.workers.items()):
             if event.drained and now_s - worker.last_beat_s > self.worker_ttl_s:
                 in_peace = worker.is_leaving and not worker.leases
@@ -201,12 +230,6 @@ class Leases:
                 self._end_lost_leases(name, worker, now_s)
                 if worker.is_leaving and not worker.leases:
                     actions.append(Dismiss(worker=name))
-        for stream in list(self.streams.values()):
-            if event.drained and now_s - stream.last_beat_s > self.stream_ttl_s:
-                self._forget_stream(stream.id)
-                actions.append(Retire(stream=stream.id))
-            else:
-                actions += _lost(stream)
         if event.drained:
             actions += self._hedges(now_s)
         return actions
@@ -226,8 +249,8 @@ class Leases:
         idle = self._free.idle()
         for stream in self.streams.values() if idle else ():
             for held, copy in stream.late(now_s):
-                able = (name for name in idle if name != copy.worker and stream.source in self.workers[name].sources)
-                if (name := next(able, None)) is None:
+                able = self.able_workers(stream.id, stream.source, among=idle)
+                if (name := next((name for name in able if name != copy.worker), None)) is None:
                     break
                 idle.remove(name)
                 yield self._grant(name, stream, held, now_s)
@@ -244,9 +267,9 @@ class Leases:
 
     def _match(self, ready: list[StreamSlices], now_s: float) -> tuple[str, StreamSlices, Range] | None:
         for name in self._free:
-            sources = self.workers[name].sources
+            worker = self.workers[name]
             for stream in ready:
-                if stream.source in sources and (offered := stream.offer(name, now_s)) is not None:
+                if worker.serves(stream.id, stream.source) and (offered := stream.offer(name, now_s)) is not None:
                     return name, stream, offered
         return None
 

@@ -5,8 +5,8 @@ refused, so once a version is released any change here raises PROTOCOL_VERSION. 
 time at most:
 - beats are cumulative, and who is not known answers them with a Join or a Register;
 - what needs an answer (Register, AskProbe, Probe, SamplesLost, what an operator asks) is sent again until it has one;
-- a lost Granted, SliceFailed or StreamBroken shows in the beats as a slice that never arrived, and is leased again;
-- a lost OpenStream is asked for (AskStream) by the worker that meets the stream next;
+- a lost Granted, SliceFailed, StreamDeclined or StreamBroken shows as a slice that never arrives: it is leased again;
+- a lost OpenStream is asked for (AskStream) by the worker that is given work it does not know;
 - a lost StreamFailed is sent again when the same slice or registration fails again;
 - Leaving is sent again until Dismissed comes;
 - for a lost WorkerDied, the next PoolBeat speaks; for a lost StreamGoodbye, silence; for a lost CloseStream, the
@@ -169,7 +169,7 @@ class SliceFailed(Message, frozen=True, kw_only=True):
 
 
 class AskStream(Message, frozen=True, kw_only=True):
-    """A worker was given work of a stream that was never opened for it: the OpenStream was lost."""
+    """A worker was given work of a stream, or under a recipe, that it does not know: an OpenStream was lost."""
 
     worker: str
     stream: str
@@ -178,8 +178,18 @@ class AskStream(Message, frozen=True, kw_only=True):
     """The lease, which it gives back; 0 where it was a probe."""
 
 
+class StreamDeclined(Message, frozen=True, kw_only=True):
+    """A stream's leases and probes given back, since this worker has not its source or plug-in, or has another one: it
+    gets no more of that stream until it joins again."""
+
+    worker: str
+    stream: str
+    incarnation: int
+    problems: tuple[Location, ...]
+
+
 class StreamBroken(Message, frozen=True, kw_only=True):
-    """Something no retry can mend, such as a chain whose output shape changes; ends the stream."""
+    """What neither a retry nor another worker mends, such as a chain whose output shape changes; ends the stream."""
 
     stream: str
     incarnation: int
@@ -300,7 +310,7 @@ class ServiceState(Message, frozen=True, kw_only=True):
     incarnation: int
     workers: int
     able_workers: int
-    """Those of them that have the stream's source."""
+    """Those of them that have the stream's source and have not declined the stream."""
     sources: tuple[str, ...]
     """All that connected workers have."""
     idle_workers: int
@@ -310,6 +320,8 @@ class ServiceState(Message, frozen=True, kw_only=True):
     """The last thing that went wrong, such as a worker's death."""
     fingerprint: str = ""
     """Of the workers admitted here, "" before the first."""
+    declined: str = ""
+    """Why a worker with the stream's source declined the stream, "" if none did."""
 
 
 # dispatcher -> worker
@@ -381,9 +393,8 @@ class Refused(Message, frozen=True, kw_only=True):
 
 
 TrainerMessage = Register | StreamBeat | AskProbe | StreamGoodbye | OperationAnswer
-WorkerMessage = (
-    Join | WorkerBeat | Leaving | SliceFailed | AskStream | StreamBroken | ProbeAnswer | ProbeFailed | WorkerDied
-)
+GivenBack = SliceFailed | ProbeFailed | AskStream | StreamDeclined | StreamBroken
+WorkerMessage = Join | WorkerBeat | Leaving | ProbeAnswer | GivenBack | WorkerDied
 ToTrainer = Registered | RegisterAgain | Probed | SamplesLost | StreamFailed | ServiceState | SwapAsked | StopAsked
 ToWorker = OpenStream | CloseStream | Granted | Probe | JoinAgain | Dismissed | Refused
 AnyMessage = TrainerMessage | WorkerMessage | ToTrainer | ToWorker | OperatorMessage | ToOperator | PoolBeat | ToPool

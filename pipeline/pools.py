@@ -21,14 +21,18 @@ class _Pool:
     identity: bytes
     beat: PoolBeat
     heard_s: float
-    missing: set[str] = field(default_factory=set)
-    """Joined workers of this pool that its last beat did not name."""
+    named: set[str] = field(default_factory=set)
+    """By its last beat; and by earlier ones, as far as they are workers here."""
     wanted: tuple[int, bool] | None = None
     """Size, and whether it follows the load; None once the pool has it."""
+    ordered: tuple[int, bool] | None = None
+    """What was wanted last, also once the pool has it: the next process in its place may begin without it."""
+    held: set[tuple[int, bool]] = field(default_factory=set)
+    """What its beats have told so far."""
 
 
 class Pools:
-    """A worker that its pool does not name counts as gone; no beat that was sent before it started says so."""
+    """A worker that its pool has named and names no more counts as gone; no beat from before it started says so."""
 
     def __init__(self) -> None:
         self._pools: dict[str, _Pool] = {}
@@ -56,24 +60,26 @@ class Pools:
     def beaten(self, identity: bytes, beat: PoolBeat, now_s: float) -> list[str]:
         """Take over a pool's beat, unless it is older than what is known; the workers that are gone.
 
-        One that joined only after the beat was sent is missing in it too: so it takes two beats in a row, or one if an
-        earlier process of the pool had named the worker, since workers die with their pool.
+        A worker that was never named may have started after the beat was sent: a pool's beats wait for a dispatcher,
+        and may be read after the Join. One that was named, also by an earlier process of the pool, has ended.
         """
         known = self._pools.get(beat.pool)
         if known is None:
             known = self._pools[beat.pool] = _Pool(identity, beat, now_s)
         elif (beat.started_ns, beat.number) <= (known.beat.started_ns, known.beat.number):
             return []
-        earlier = set(known.beat.workers) if beat.started_ns > known.beat.started_ns else set()
+        if beat.started_ns > known.beat.started_ns:
+            _take_place(known, beat)
         known.identity, known.beat, known.heard_s = identity, beat, now_s
+        known.held.add((beat.size, beat.automatic))
         if known.wanted == (beat.size, beat.automatic):
             known.wanted = None
         named = set(beat.workers)
         for worker in [w for w, pool in self._condemned.items() if pool == beat.pool and w not in named]:
             del self._condemned[worker]
-        unnamed = {name for name, join in self._members.items() if join.pool == beat.pool} - named
-        gone = unnamed & (known.missing | earlier)
-        known.missing = unnamed - gone
+        members = set(self.workers_of(beat.pool))
+        gone = members & known.named - named
+        known.named = named | known.named & members - gone
         return sorted(gone)
 
     def orders(self, pool: str) -> list[Resize | Condemned]:
@@ -86,7 +92,7 @@ class Pools:
     def want(self, pool: str, size: int, *, automatic: bool) -> tuple[bytes, Resize]:
         """The pool is to have this size; whom to tell."""
         known = self._pools[pool]
-        known.wanted = (size, automatic)
+        known.wanted = known.ordered = (size, automatic)
         return known.identity, Resize(pool=pool, size=size, automatic=automatic)
 
     def last_beat(self, pool: str) -> PoolBeat | None:
@@ -138,3 +144,13 @@ class Pools:
             )
             for name, pool in sorted(self._pools.items())
         )
+
+
+def _take_place(known: _Pool, beat: PoolBeat) -> None:
+    """A process that was started again with a size of the one before gets the size that was ordered since; one that was
+    started with another was meant to have it."""
+    if (beat.size, beat.automatic) in known.held:
+        known.wanted = known.ordered
+    else:
+        known.wanted = known.ordered = None
+        known.held = set()

@@ -78,6 +78,11 @@ class Probes:
         del self._asked[probe]
         return True
 
+    def declined(self, worker: str, stream: StreamId) -> None:
+        """The worker can't serve the stream: its probes wait for another, none the worse for it."""
+        for probe in self.of_worker(worker, stream):
+            self._asked[probe].worker = ""
+
     def skip(self, probe: ProbeId) -> tuple[int, ...]:
         """Positions to leave out: one sample that kills workers is the bad-sample policy's matter, not the chain's."""
         return tuple(self._asked[probe].died_at)

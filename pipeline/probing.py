@@ -44,8 +44,9 @@ class Probing:
         if (spec := stream.batch_specs.get(digest)) is not None:
             self._answer((stream_id, digest), "", spec)  # asked again: the answer was lost on its way
             return
-        self._probes.ask((stream_id, stream.ask(message.recipe)))
-        self.assign(now_s)
+        if stream.ask(message.recipe) is not None:
+            self._probes.ask((stream_id, digest))
+            self.assign(now_s)
 
     def answered(self, message: ProbeAnswer) -> None:
         """A worker has tried it."""
@@ -60,6 +61,11 @@ class Probing:
         if self._probes.failed(probe, message.worker):
             expected = "a worker that can read the source and has memory for a sample"
             self._refuse(probe, message.worker, expected, f"worker {message.worker}: {message.cause}")
+
+    def declined(self, worker: str, stream_id: StreamId, now_s: float) -> None:
+        """Another worker, now or later, has to try what this one can't, as it was started."""
+        self._probes.declined(worker, stream_id)
+        self.assign(now_s)
 
     def worker_gone(self, event: WorkerGone, now_s: float) -> None:
         """A worker that may have been probing is gone."""
@@ -88,13 +94,8 @@ class Probing:
     def assign(self, now_s: float) -> None:
         """Give waiting probes to workers that can open their source."""
         for probe in self._probes.waiting():
-            source = self._streams[probe[0]].spec.source
-            able = [
-                name
-                for name, worker in self._leases.workers.items()
-                if source in worker.sources and not worker.is_leaving
-            ]
-            if able:
+            workers = self._leases.able_workers(probe[0], self._streams[probe[0]].spec.source)
+            if able := [name for name in workers if not self._leases.workers[name].is_leaving]:
                 self._send(probe, self._probes.choose(probe, able), now_s)
 
     def _send(self, probe: ProbeId, worker: str, now_s: float) -> None:

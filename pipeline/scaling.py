@@ -49,8 +49,11 @@ class Scaling:
         idle = set(self._leases.idle_workers())
         names = [name for name in self._pools.workers_of(pool) if name in self._leases.workers]
         names = [name for name in names if not self._leases.workers[name].is_leaving]
-        sources = {source for name in names for source in self._leases.workers[name].sources}
-        reports = [stream.report for stream in self._streams.values() if stream.spec.source in sources]
+        reports = [
+            stream.report
+            for stream_id, stream in self._streams.items()
+            if self._leases.able_workers(stream_id, stream.spec.source, among=names)
+        ]
         return Load(
             num_workers=len(names),
             num_idle=len(idle.intersection(names)),

@@ -12,18 +12,12 @@ import time
 from pipeline.dispatcher import Dispatcher
 from pipeline.leases import Leases
 from pipeline.messages import AnyMessage
+from pipeline.ticks import Ticks
 from pipeline.transport import Context, Poller, Router
 from pipeline.wire import encode_message
 
-TICK_S = 0.1
-"""How often time passes for the dispatcher: the grain of what is late."""
 MAX_DRAIN_S = 1.0
 """Under more load than it can take, a tick comes after so long although messages wait; nobody is condemned then."""
-
-MAX_GAP_S = 1.5
-"""Between two ticks; after more, this process itself was stopped (SIGSTOP, a suspended machine) ..."""
-CALM_S = 2.5
-"""... and condemns nobody for so long: what its peers have sent meanwhile has yet to reach the socket."""
 
 
 def serve(endpoint: str, *, lifeline_fd: int | None = None) -> None:
@@ -41,15 +35,12 @@ def serve(endpoint: str, *, lifeline_fd: int | None = None) -> None:
 
         now_s = time.monotonic()
         dispatcher = Dispatcher(send, Leases(), started_s=now_s)
-        next_tick_s, calm_from_s = now_s + TICK_S, now_s
-        while lifeline_fd not in poller.wait(next_tick_s - time.monotonic()):
+        ticks = Ticks(now_s)
+        while lifeline_fd not in poller.wait(ticks.next_s - time.monotonic()):
             drained = _receive_all(router, dispatcher)
             now_s = time.monotonic()
-            if now_s >= next_tick_s:
-                if now_s > next_tick_s + MAX_GAP_S:
-                    calm_from_s = now_s + CALM_S
-                dispatcher.tick(now_s, drained=drained and now_s >= calm_from_s)
-                next_tick_s = now_s + TICK_S
+            if ticks.is_due(now_s):
+                dispatcher.tick(now_s, drained=ticks.tick(now_s, drained=drained))
     finally:
         context.close()
 

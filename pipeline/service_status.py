@@ -44,17 +44,19 @@ class Rates:
 def service_state(stream_id: StreamId, source: str, leases: Leases, note: str, fingerprint: str) -> ServiceState:
     """What a trainer is told about once a second."""
     slices = leases.streams[stream_id]
+    declined = (worker.declined[stream_id] for worker in leases.workers.values() if stream_id in worker.declined)
     return ServiceState(
         stream=stream_id[0],
         incarnation=stream_id[1],
         workers=len(leases.workers),
-        able_workers=sum(source in worker.sources for worker in leases.workers.values()),
+        able_workers=len(leases.able_workers(stream_id, source)),
         sources=tuple(sorted({name for worker in leases.workers.values() for name in worker.sources})),
         idle_workers=len(leases.idle_workers()),
         waiting_slices=slices.num_waiting,
         leased_slices=len(slices.leased),
         note=note,
         fingerprint=fingerprint,
+        declined=next(declined, ""),
     )
 
 

@@ -430,6 +430,7 @@ SAID = st.one_of(
     st.builds(m.WorkerBeat, worker=NAMES, number=SMALL, received=SMALL, holding=st.lists(SMALL, max_size=3).map(tuple)),
     st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, cause=st.just("I/O error")),
     st.builds(m.AskStream, worker=NAMES, **HERE, lease=SMALL),
+    st.builds(m.StreamDeclined, worker=NAMES, **HERE, problems=st.just(())),
     st.builds(m.StreamBroken, **HERE, cause=st.just("shape")),
     st.builds(
         m.ProbeAnswer, worker=NAMES, **HERE, recipe=st.sampled_from([RECIPE.digest, "other"]),

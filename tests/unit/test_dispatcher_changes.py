@@ -5,7 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from pipeline import messages as m
+from pipeline.recipe import Chain, ChainNode, Recipe
 from pipeline.service_messages import Condemned
+from pipeline.timeline import TimelineEntry
 from tests.unit.test_dispatcher import (
     BATCH_SPEC,
     FINGERPRINT,
@@ -18,6 +20,7 @@ from tests.unit.test_dispatcher import (
     refused,
     refused_with_an_answer,
     register,
+    spec,
     swapped,
 )
 
@@ -54,6 +57,120 @@ def test_a_recipe_that_is_asked_for_while_running_is_probed_and_then_registered(
     service.hears("s#1", beat(9, head_step=1, revision=1, window=2))
     service.hears("w2", join("w2"))
     assert recipes_told(service, "w2") == {OTHER.digest}, "not all that ever were"
+
+
+def probe_answers(service: Service, recipes: list[Recipe]) -> int:
+    """A trainer asks for them all with each beat, and `w1` answers what it is asked; how many the trainer knows."""
+    num_answered = 0
+    for _ in range(3):
+        known = {probed.recipe for probed in service.sent_to("s#1", m.Probed)}
+        for recipe in recipes:
+            if recipe.digest not in known:
+                service.hears("s#1", m.AskProbe(stream="s", incarnation=1, recipe=recipe))
+        probes = service.sent_to("w1", m.Probe)
+        for probe in probes[num_answered:]:
+            answer = m.ProbeAnswer(worker="w1", stream="s", incarnation=1, recipe=probe.recipe, spec=BATCH_SPEC)
+            service.hears("w1", answer)
+        num_answered = len(probes)
+    return len({probed.recipe for probed in service.sent_to("s#1", m.Probed)})
+
+
+def many(num_recipes: int) -> list[Recipe]:
+    return [Recipe(chain=Chain(file=f"{n}.yaml", nodes=(ChainNode(name=f"T{n}"),))) for n in range(num_recipes)]
+
+
+def test_a_schedule_of_any_length_is_probed() -> None:
+    """`--timeline` of a run of a hundred swaps asks for a hundred probes at once."""
+    service, recipes = Service(), many(150)
+    entries = tuple(
+        TimelineEntry(start=step, step=step, recipe=recipe.digest, batch_size=1) for step, recipe in enumerate(recipes)
+    )
+    long = spec(recipes=tuple(recipes), timeline=entries, num_samples=1000, end_position=1000)
+    service.hears("s#1", register(window=0, spec=long))
+    service.hears("w1", join("w1"))
+    assert probe_answers(service, recipes) == 150
+    assert service.dispatcher.num_refused_messages == 0
+
+
+def test_recipes_that_probe_well_and_are_never_used_take_no_room() -> None:
+    """The trainer refuses a chain of another shape after its probe; a hundred such edits must not wedge the next."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    service.hears("w1", join("w1"))
+    for recipe in many(200):
+        assert probe_answers(service, [recipe]) == len(service.sent_to("s#1", m.Probed))
+    assert len(service.sent_to("s#1", m.Probed)) == 200
+    (stream,) = service.dispatcher._streams.values()
+    assert RECIPE.digest in stream.batch_specs
+    assert len(stream.batch_specs) <= 100
+    service.hears("w2", join("w2"))
+    service.hears("s#1", beat(1, head_step=1))
+    assert recipes_told(service, "w2") == {RECIPE.digest}
+
+
+def test_a_worker_and_the_stream_that_it_probes_for_may_be_given_up_at_once() -> None:
+    """After a long stop of the whole machine both have been silent for too long."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
+    service.hears("w1", join("w1"))
+    service.hears("w2", join("w2"))
+    assert len(service.sent_to("w1", m.Probe)) == 1
+    service.now_s = 61.0
+    service.hears("w2", m.WorkerBeat(worker="w2", number=1, received=0, holding=()))
+    service.ticks_for(0.25)
+    assert (service.leases.streams, set(service.leases.workers)) == ({}, {"w2"})
+
+
+def declined(worker: str = "w1", incarnation: int = 1) -> m.StreamDeclined:
+    problem = m.Location(file="--source", line=0, path="photos", expected="64 samples", got="63 samples")
+    return m.StreamDeclined(worker=worker, stream="s", incarnation=incarnation, problems=(problem,))
+
+
+def test_a_worker_that_can_not_serve_a_stream_is_given_no_more_of_it_and_others_make_it() -> None:
+    """One pool with a wrong folder must not end a job that another pool serves well."""
+    service = Service()
+    service.hears("s#1", register(window=1, batch_specs={RECIPE.digest: BATCH_SPEC}))
+    service.hears("w1", msgspec.structs.replace(join("w1"), pool="p"))
+    service.hears("w1", m.WorkerBeat(worker="w1", number=1, received=2, holding=(1, 2)))
+    service.hears("w2", join("w2"))
+    assert service.sent_to("w2", m.Granted) == []
+
+    service.hears("w1", declined(), declined(), m.WorkerBeat(worker="w1", number=2, received=2, holding=()))
+    assert [granted.lease.start for granted in service.sent_to("w2", m.Granted)] == [0, 4]
+    service.hears("w2", m.WorkerDied(worker="w2", cause="killed by SIGKILL", by_itself=False))
+    service.ticks_for(5.0)
+    assert len(service.sent_to("w1", m.Granted)) == 2, "none since"
+    assert service.sent_to("s#1", m.StreamFailed) == []
+    state = service.sent_to("s#1", m.ServiceState)[-1]
+    assert (state.workers, state.able_workers) == (1, 0)
+    assert "worker w1 of pool p on here declined stream s\n--source: photos\n  expected: 64 samples" in state.declined
+
+    service.hears("w1", join("w1"))
+    assert len(service.sent_to("w1", m.Granted)) == 4, "it was started again, perhaps rightly"
+    assert len(service.leases.streams) == 1
+
+
+def test_a_declined_probe_waits_for_another_worker() -> None:
+    """Neither a refusal of the chain nor a failed try."""
+    service = Service()
+    service.hears("s#1", register(window=0), m.AskProbe(stream="s", incarnation=1, recipe=RECIPE))
+    service.hears("w1", join("w1"), declined())
+    service.ticks_for(9.0)
+    assert len(service.sent_to("w1", m.Probe)) == 1
+    service.hears("w2", join("w2"))
+    assert len(service.sent_to("w2", m.Probe)) == 1
+    assert service.sent_to("s#1", m.Probed) == []
+
+
+def test_what_was_declined_is_forgotten_with_its_stream() -> None:
+    """A trainer that resumed may have another source; and streams come and go for weeks."""
+    service = Service()
+    service.hears("s#1", register())
+    service.hears("w1", join("w1"), declined(), declined(incarnation=9))
+    service.hears("s#2", register(incarnation=2))
+    assert service.leases.workers["w1"].declined == {}
+    service.hears("w1", m.WorkerBeat(worker="w1", number=1, received=2, holding=()))
+    assert [granted.lease.incarnation for granted in service.sent_to("w1", m.Granted)][2:] == [2, 2]
 
 
 def test_a_refused_recipe_is_forgotten() -> None:

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.lateness import Lateness
@@ -96,6 +96,11 @@ LINKS = {
     flaky=st.sampled_from([0.0, 0.1]),
     bad=st.integers(0, 3),
 )
+# A part of a leased slice arrives, cut by an earlier dispatcher: hedged, the whole was leased for ever.
+@example(
+    seed=1198990, num_samples=45, batch_size=11, slice_size=10, window=1, num_workers=2, last_batch="wrap",
+    drop=0.3, kill=0.0, leave=0.0, silence=0.0, restart=0.01, flaky=0.0, bad=2,
+)  # fmt: skip
 def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
     seed: int,
     num_samples: int,
@@ -290,6 +295,20 @@ def test_a_slice_of_which_a_part_has_arrived_is_leased_without_it() -> None:
     leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
     again = leases.step(beaten(1, arrived=0b10011101, window=1), 2.5) + leases.step(Ticked(), 2.6)
     assert [("a", 1, 2), ("a", 5, 7)] == ranges(again), "also when the part arrives while it is leased"
+
+
+def test_a_slice_that_can_not_arrive_as_a_whole_is_not_hedged_for_ever() -> None:
+    """With a second worker another copy always lived, so what was missing was never leased by itself."""
+    leases = Leases(resend_s=2.0)
+    leases.step(joined("a"), 0.0)
+    leases.step(joined("b"), 0.0)
+    assert [("a", 0, 8)] == ranges(leases.step(registered(window=1, slice_size=8), 0.0))
+    assert [("b", 0, 8)] == ranges(leases.step(beaten(1, window=1), 1.1) + leases.step(Ticked(), 1.2))
+    for worker in "ab":
+        leases.step(WorkerBeaten(worker=worker, number=1, received=1, holding=()), 1.3)
+    (granted,) = ranges(leases.step(beaten(2, arrived=0b111, window=1), 1.4))
+    assert (3, 8) == granted[1:], "an earlier dispatcher had cut (0, 3)"
+    assert 0 == sum(worker.num_delivered for worker in leases.workers.values()), "neither of them sent it"
 
 
 def swapped(step: int, recipe: str = "new", batch_size: int = 8) -> Timeline:

@@ -34,13 +34,24 @@ def known(*workers: str) -> Pools:
     return pools
 
 
-def test_a_worker_missing_in_two_beats_is_gone_and_one_that_just_joined_is_not() -> None:
+def test_a_worker_that_is_named_no_more_is_gone_and_one_that_just_joined_is_not() -> None:
     """Its Join may overtake the beat that was sent before it started."""
     pools = known("a", "b")
     pools.joined(join("c"))
     pools.joined(join("other", pool="q"))
-    assert [] == pools.beaten(ME, beat(2, "a"), 1.0)
-    assert ["b"] == pools.beaten(ME, beat(3, "a", "c"), 2.0)
+    assert ["b"] == pools.beaten(ME, beat(2, "a"), 1.0)
+    pools.gone("b")
+    assert [] == pools.beaten(ME, beat(3, "a", "c"), 2.0)
+    assert ["c"] == pools.beaten(ME, beat(4, "a"), 3.0)
+
+
+def test_beats_that_waited_for_a_dispatcher_say_nothing_of_a_worker_that_started_after_them() -> None:
+    """Pool and worker start first; the Join comes through another socket, and is read before all of them."""
+    pools = Pools()
+    pools.joined(join("a"))
+    assert [[]] * 4 == [pools.beaten(ME, beat(number), 5.0) for number in (1, 2, 3, 4)]
+    assert [] == pools.beaten(ME, beat(5, "a"), 5.0)
+    assert ["a"] == pools.beaten(ME, beat(6), 6.0)
 
 
 def test_workers_of_an_earlier_process_of_the_pool_are_gone_at_the_first_beat_of_the_next() -> None:
@@ -93,3 +104,23 @@ def test_a_pool_that_is_silent_for_long_is_forgotten() -> None:
     assert 2.0 == pools.statuses(2.0)[0].silent_s
     pools.tick(POOL_TTL_S + 1.0)
     assert [] == pools.names()
+
+
+def test_a_pool_that_is_started_again_as_it_was_gets_the_size_that_it_was_scaled_to() -> None:
+    """Who starts it may not have heard of the scaling yet; `headrace scale` was answered, and must not be undone."""
+    pools = known("a", "b")
+    pools.want("p", 4, automatic=False)
+    pools.beaten(ME, beat(2, "a", "b", size=4), 1.0)
+    assert pools.is_obeyed("p")
+    pools.beaten(b"pool-2", beat(1, started_ns=200), 2.0)
+    assert [Resize(pool="p", size=4, automatic=False)] == pools.orders("p")
+    assert not pools.is_obeyed("p")
+
+
+def test_a_pool_that_is_started_again_with_another_size_keeps_it() -> None:
+    """That is the later word."""
+    pools = known("a", "b")
+    pools.want("p", 4, automatic=False)
+    pools.beaten(ME, beat(2, "a", "b", size=4), 1.0)
+    pools.beaten(b"pool-2", beat(1, size=3, started_ns=200), 2.0)
+    assert [Resize(pool="p", size=3, automatic=False)] == pools.orders("p")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import pytest
 
-from pipeline.messages import Lease, Probe
+from pipeline.messages import Lease, OpenStream, Probe
+from tests.unit.test_worker import BATCH_SPEC, RECIPE, SPEC
 from workers.progress import ProgressSlot
 from workers.streams import OpenStreams
 from workers.worker import _handle
@@ -48,3 +50,15 @@ def test_a_worker_asks_for_a_stream_it_never_heard_of_unless_the_lease_is_void(
     slot.close()
     assert expected == talk.said
     assert set() == talk.holding
+
+
+def test_a_worker_that_missed_a_streams_newest_recipe_asks_for_the_stream_again(tmp_path: Path) -> None:
+    """The OpenStream after a swap was lost, the first was not: work that it can't know must not break the stream."""
+    talk, slot = Talk({1}), ProgressSlot(tmp_path / "progress")
+    streams = OpenStreams({}, (), tmp_path, "w1")
+    streams.open(OpenStream(stream="s", incarnation=1, spec=SPEC, batch_specs={RECIPE.digest: BATCH_SPEC}))
+    for work in (msgspec.structs.replace(LEASE, number=1), PROBE):
+        _handle(work, cast(Any, talk), streams, cast(Any, None), {}, slot)
+    slot.close()
+    assert [("s", 1, 1), ("s", 1, 0)] == talk.said
+    assert streams.is_open(("s", 1), RECIPE.digest)
