@@ -17,15 +17,16 @@ from pipeline.checkpoint_folder import set_aside
 from pipeline.config import dump_job
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
-from pipeline.following import GIVEN
-from pipeline.plan import open_job_source, timeline_of
+from pipeline.following import GIVEN, past_short_batch
+from pipeline.json_lines import read_lines
+from pipeline.plan import first_entries, open_job_source, timeline_of
 from pipeline.resume import Resumption
 from pipeline.resume_differences import Difference, job_differences, require_resumable
 from pipeline.run_folder import RunFolder
-from pipeline.run_history import job_text, load_run_job, read_timeline
+from pipeline.run_history import changes_of, entries_of, job_text, load_run_job
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
-from pipeline.timeline import TimelineChange, TimelineEntry
+from pipeline.timeline import TimelineChange, TimelineEntry, after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +52,11 @@ def begin_new(job: Job, run_dir: Path) -> Beginning:
 
 def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginning:
     """A run in a new folder, with every swap of the run whose timeline.jsonl is given; it follows no chain file."""
-    other = timeline_file.absolute().parent
     if not timeline_file.is_file():
         raise _refused(str(timeline_file), "--timeline", "the timeline.jsonl of a run", "no such file")
-    entries = read_timeline(other)
+    entries = entries_of(changes_of(read_lines(timeline_file), timeline_file))
     _require_fitting(job, entries, timeline_file)
-    recipes = resume.recipes_of(other, job, entries)
+    recipes = resume.recipes_of(_run_of(timeline_file), job, entries)
     begun = begin_new(job, run_dir)
     try:
         for recipe in recipes.values():
@@ -91,6 +91,8 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
         way_out = "add --branch: what came later is kept in branch-1/ (or -2, ...) then; or leave --from out"
         raise _refused(str(path), f"--from {from_step}", "no steps or swaps after it", "later ones", way_out)
     run_job = load_run_job(path)
+    if going_back:
+        resumed = replace(resumed, recorded={}, last_recorded_step=-1)
     # By what was done until the step that is gone on from, or for ever if nothing is given up.
     num_epochs_begun = resumed.state.get("epoch", -1) + 1 if going_back else _num_epochs_begun(resumed)
     differences = job_differences(run_job.config, job.config, num_epochs_begun=num_epochs_begun)
@@ -99,33 +101,57 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     classes = sources[job.config.train.source].classes
     resume.require_same_sources(path, resumed, str(job.path), fingerprints, classes)
+    entries = resume.require_one_timeline(path, resumed, is_going_back=going_back)
+    resume.require_whole_quarantine(path, resumed, is_going_back=going_back)
+    resume.recipes_of(path, job, entries)  # each can be read
+    num_samples = len(sources[job.config.train.source])
+    first_entries(job, "train", num_samples)  # its batches can be filled
+    seam = _seam(run_job, job, num_samples, entries, resumed.free_from_step)
+    # From here on this module refuses nothing, and writes.
     notes = [_where(resumed, folder.attempt)]
     if going_back:
-        kept = _go_back(folder, resumed)
-        notes.append(f"what came after step {resumed.step} is kept in {kept}")
-        resumed = resume.choose_checkpoint(path, from_step)
-    entries = resume.require_one_timeline(path, resumed)
-    start = resume.stream_start(path, job, resumed, entries)
+        notes.append(f"what came after step {resumed.step} is kept in {_go_back(folder, resumed)}")
     if differences:
         notes.append("the job differs from the run's job.yaml:\n" + "\n".join(each.lines() for each in differences))
-    _take_over(job, folder, resumed, differences)
+    _take_over(job, folder, resumed, differences, seam)
+    entries = after(entries, seam) if seam else entries
     return Beginning(
         folder=folder,
-        start=start,
+        start=resume.stream_start(path, job, resumed, entries),
         resumed=resumed,
         notes=tuple(notes),
-        warnings=tuple(_damaged_text(step, why) for step, why in resumed.damaged),
-        is_finished=_is_finished(job, resumed, entries, len(sources[job.config.train.source])),
+        warnings=(*folder.tidied, *(_damaged_text(step, why) for step, why in resumed.damaged)),
+        is_finished=_is_finished(job, resumed, entries, num_samples),
     )
 
 
-def _take_over(job: Job, folder: RunFolder, resumed: Resumption, differences: Sequence[Difference]) -> None:
+def _seam(
+    run_job: Job, job: Job, num_samples: int, entries: tuple[TimelineEntry, ...], free_from_step: int
+) -> TimelineChange | None:
+    """What the job's other end makes of the last batches; ConfigError if one that was trained on would be another."""
+    if not entries:
+        return None
+    before, now = (timeline_of(each, "train", num_samples, entries) for each in (run_job, job))
+    last = min(free_from_step, now.num_steps) - 1
+    if 0 <= last < before.num_steps and before.batch(last).stop > now.end_position:
+        epochs = job.config.train.epochs
+        expected = f"more than {epochs}: a batch that was trained on reaches into epoch {epochs} (last_batch: wrap)"
+        way_out = "raise it by one, or go back to a checkpoint before that batch: --from STEP --branch"
+        raise _refused(str(job.path), "train.epochs", expected, str(epochs), way_out)
+    return past_short_batch(before, now, free_from_step)
+
+
+def _take_over(
+    job: Job, folder: RunFolder, resumed: Resumption, differences: Sequence[Difference], seam: TimelineChange | None
+) -> None:
     """The first writes of an attempt; nothing is refused any more."""
     changed: list[dict[str, Any]] = [{"path": each.path, "run": each.run, "job": each.job} for each in differences]
     folder.append_event("resumed", step=resumed.step, differences=changed)
     for step, why in resumed.damaged:
         folder.append_event("checkpoint_damaged", step=step, why=why)
     set_aside(folder.checkpoints, (step for step, _ in resumed.damaged))
+    if seam is not None:  # before job.yaml: only the end that stands there tells that it is needed
+        folder.append_timeline(seam)
     folder.write_job(job_text(job, dump_job(job.config)))
 
 
@@ -134,6 +160,16 @@ def _go_back(folder: RunFolder, resumed: Resumption) -> Path:
     folder.rewrite(lambda path: kept.append(branch.move_later(path, resumed.step, resumed.state)))
     folder.append_event("went_back", step=resumed.step, branch=kept[0].name)
     return kept[0]
+
+
+def _run_of(timeline_file: Path) -> Path:
+    """The folder whose chains/ a timeline names: beside the file, or above that of a branch."""
+    beside = timeline_file.absolute().parent
+    for folder in (beside, beside.parent):
+        if (folder / "chains").is_dir():
+            return folder
+    expected = "a file in the folder of its run, or in a branch of it, where chains/ has the chains"
+    raise _refused(str(timeline_file), "--timeline", expected, "no chains/ beside it", "name it where the run left it")
 
 
 def _written(job: Job, begun: Beginning) -> Beginning:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from pipeline.config import load_chain
+from pipeline.config import parse_chain
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError
 from pipeline.watch import ChainWatcher
@@ -39,10 +39,10 @@ class ChainEdits:
         """Nothing is wished for after this."""
         self._watcher.stop()
 
-    def _edited(self, path: Path) -> None:
+    def _edited(self, path: Path, content: bytes) -> None:
         file = str(path)
         try:
-            recipe = self._job.recipe_of(load_chain(path))
+            recipe = self._job.recipe_of(parse_chain(content, file))
         except ConfigError as error:
             text = f"edit of {file}: refused; the present chain goes on\n{error}"
             self._notes.tell("swap_refused", text, on_terminal=True, file=file)

@@ -19,6 +19,9 @@ from headrace._house import own_house
 if TYPE_CHECKING:
     import typer
 
+_NO_DEFECT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+"""What a disk or its owner refuses, and the text names: nobody needs a traceback for it."""
+
 
 def main() -> None:
     """Run a subcommand; ends the process with its exit code."""
@@ -32,7 +35,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(_exit_interrupted())
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _NO_DEFECT:
             raise
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(1)

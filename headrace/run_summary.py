@@ -7,6 +7,7 @@ Never writes, takes no lock: a run that is going on may be read too.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -40,6 +41,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_bad_samples: int
     timeline: tuple[TimelineEntry, ...]
     verdicts: tuple[str, ...]
+    to_go_on: str
+    """The command that does, with the run's own copy of its job; "" for a run that has come to its end."""
 
 
 def read_run(folder: Path) -> RunSummary:
@@ -70,6 +73,7 @@ def read_run(folder: Path) -> RunSummary:
         num_bad_samples=events.num_bad_samples,
         timeline=read_timeline(folder),
         verdicts=read_verdicts(folder),
+        to_go_on="" if last_event.get("action") == "training_ended" else _command(folder),
     )
 
 
@@ -94,9 +98,9 @@ def summary_lines(run: RunSummary) -> list[Text]:
         ended = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
     checkpoint = f"checkpoints/{run.checkpoints[-1]}" if run.checkpoints else "none"
     bad = [("bad samples", f"{run.num_bad_samples} replaced by others")] if run.num_bad_samples else []
-    return rows(
+    lines = rows(
         [
-            ("run", f"{shortened(run.run_folder, 49)}   not going on"),
+            ("run", f"{shortened(run.run_folder, 49)}   {'going on' if run.is_running else 'not going on'}"),
             ("progress", f"step {run.num_steps_done}   epoch {run.epoch}   position {run.position}"),
             ("attempts", str(run.attempts)),
             ("last event", brief(ended)),
@@ -106,6 +110,12 @@ def summary_lines(run: RunSummary) -> list[Text]:
             *(("verdict", brief(verdict)) for verdict in run.verdicts[-3:]),
         ]
     )
+    # Whole, however long: it is there to be copied.
+    return [*lines, Text(f"to go on: {run.to_go_on}")] if run.to_go_on and not run.is_running else lines
+
+
+def _command(folder: Path) -> str:
+    return shlex.join(["headrace", "train", str(folder / "job.yaml"), "--run-dir", str(folder), "--resume"])
 
 
 class _Events:

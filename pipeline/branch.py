@@ -1,13 +1,13 @@
 """Going back: what came after a checkpoint moves to branch-K/, and the run goes on from there.
 
 In:  a run's folder (locked, its files closed), a step, how many lines its files had then.
-Out: branch-K/ with the later lines and checkpoints; the folder as it was at that step.
-A kill in between loses nothing: lines are copied before they are cut off.
+Out: branch-K/ with the later lines and checkpoints, and with the whole timeline; the folder as it was at that step.
+A kill in between loses nothing and leaves no mixture: branch-K/kept/ has what the folder is to become, appears with
+branch-K by one rename, and is gone once the folder is so. `finish` does what is left of that.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from pipeline.durable import PARTIAL_PREFIX, sync_folder, write_whole
 from pipeline.json_lines import iter_lines
 
 IsEarlier = Callable[[int, Mapping[str, Any]], bool]
+
+_KEPT = "kept"
+_STEP = "step"
 
 
 def has_later_records(folder: Path, step: int, state: Mapping[str, Any]) -> bool:
@@ -31,6 +34,15 @@ def has_later_records(folder: Path, step: int, state: Mapping[str, Any]) -> bool
     )
 
 
+def num_kept(state: Mapping[str, Any]) -> dict[str, int]:
+    """File -> how many of its lines were there at the checkpoint; `state` is its state.json, empty for step 0."""
+    return {
+        "timeline": state.get("timeline_lines", 1),  # at step 0 the first line, which the run began with
+        "quarantine": state.get("quarantine_lines", 0),
+        "journal": state.get("journal_lines", 0),
+    }
+
+
 def move_later(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     """The branch's folder; `state` is the checkpoint's state.json, empty for step 0."""
     number = 1
@@ -38,24 +50,46 @@ def move_later(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
         number += 1
     branch = folder / f"branch-{number}"
     partial = folder / f"{PARTIAL_PREFIX}{branch.name}"
-    (partial / "checkpoints").mkdir(parents=True)
-    shutil.copy2(folder / "job.yaml", partial / "job.yaml")
-    kept: dict[str, bytes] = {}
+    (partial / _KEPT).mkdir(parents=True)
+    (partial / "checkpoints").mkdir()
     for name, is_earlier in _tests(step, state).items():
-        path = folder / f"{name}.jsonl"
-        earlier, later = _split(path, is_earlier)
-        write_whole(partial / path.name, later)
-        kept[path.name] = earlier
+        file = f"{name}.jsonl"
+        earlier, later = _split(folder / file, is_earlier)
+        write_whole(partial / _KEPT / file, earlier)
+        # The branch's timeline is whole: `--timeline` takes it, as that of any run.
+        write_whole(partial / file, earlier + later if name == "timeline" else later)
+    write_whole(partial / _KEPT / _STEP, f"{step}\n".encode())
+    write_whole(partial / "job.yaml", (folder / "job.yaml").read_bytes())
     partial.rename(branch)
     sync_folder(folder)
-    for later_step in checkpoint_steps(folder / "checkpoints"):
+    finish(folder)
+    return branch
+
+
+def finish(folder: Path) -> list[tuple[int, str]]:
+    """Moves what `move_later` had decided to move; step and name of each branch that a kill had left without it."""
+    finished = []
+    for kept in sorted(folder.glob(f"branch-*/{_KEPT}")):
+        branch = kept.parent
+        if (kept / _STEP).exists():
+            step = int((kept / _STEP).read_text())
+            _move_checkpoints(folder / "checkpoints", branch / "checkpoints", step)
+            for file in kept.glob("*.jsonl"):
+                file.rename(folder / file.name)
+            sync_folder(folder)
+            (kept / _STEP).unlink()
+            finished.append((step, branch.name))
+        kept.rmdir()
+    return finished
+
+
+def _move_checkpoints(checkpoints: Path, moved: Path, step: int) -> None:
+    for later_step in checkpoint_steps(checkpoints):
         if later_step > step:
             name = checkpoint_name(later_step)
-            (folder / "checkpoints" / name).rename(branch / "checkpoints" / name)
-    # Metrics first: they bind the timeline, which binds nothing.
-    for file in ("metrics.jsonl", "journal.jsonl", "quarantine.jsonl", "timeline.jsonl"):
-        write_whole(folder / file, kept[file])
-    return branch
+            (checkpoints / name).rename(moved / name)
+    sync_folder(moved)
+    sync_folder(checkpoints)
 
 
 def _tests(step: int, state: Mapping[str, Any]) -> dict[str, IsEarlier]:
@@ -65,9 +99,7 @@ def _tests(step: int, state: Mapping[str, Any]) -> dict[str, IsEarlier]:
         return lambda number, record: number <= num_lines
 
     return {
-        "timeline": among_first(state.get("timeline_lines", 1)),  # at step 0 the first line, which the run began with
-        "quarantine": among_first(state.get("quarantine_lines", 0)),
-        "journal": among_first(state.get("journal_lines", 0)),
+        **{name: among_first(num_lines) for name, num_lines in num_kept(state).items()},
         "metrics": lambda number, record: bool(record["step"] < step),
     }
 

@@ -21,6 +21,8 @@ from pipeline.durable import PARTIAL_PREFIX, remove_partial, sync_folder, synced
 from pipeline.json_lines import write_failure
 
 _REPLACED_PREFIX = ".replaced-"
+_SURPLUS_PREFIX = ".surplus-"
+"""Of a checkpoint that is being thinned out: what a kill leaves of it is no loss to tell of."""
 _DAMAGED_PREFIX = "damaged-"
 _NAME = re.compile(r"step-([0-9]{8,})")
 
@@ -81,9 +83,11 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def tidy(checkpoints: Path) -> list[str]:
-    """What a crash left half done is removed or put back; the names of it."""
+    """What a crash left half done is removed or put back; the names of the checkpoints that it left half written."""
     if not checkpoints.is_dir():
         return []
+    for surplus in checkpoints.glob(f"{_SURPLUS_PREFIX}*"):
+        shutil.rmtree(surplus)
     for replaced in checkpoints.glob(f"{_REPLACED_PREFIX}*"):
         whole = checkpoints / replaced.name.removeprefix(_REPLACED_PREFIX)
         if whole.exists():
@@ -98,10 +102,10 @@ def keep_only(checkpoints: Path, num_newest: int, also: Iterable[int]) -> None:
     steps = checkpoint_steps(checkpoints)
     for step in set(steps[:-num_newest]) - set(also):
         path = checkpoints / checkpoint_name(step)
-        doomed = path.with_name(PARTIAL_PREFIX + path.name)
+        surplus = path.with_name(_SURPLUS_PREFIX + path.name)
         try:
-            path.rename(doomed)  # under its own name it is whole or not there
-            shutil.rmtree(doomed)
+            path.rename(surplus)  # under its own name it is whole or not there
+            shutil.rmtree(surplus)
         except OSError as error:
             raise write_failure(path, error) from error
 

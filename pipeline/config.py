@@ -96,8 +96,13 @@ def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
 
 def load_chain(path: Path) -> Chain:
     """The chain of a file: a list of transforms, or what `albumentations.save(..., data_format="yaml")` wrote."""
+    return parse_chain(_content(path), str(path))
+
+
+def parse_chain(content: bytes, file: str) -> Chain:
+    """As `load_chain`, of what was read from the file already."""
     problems = ProblemList()
-    chain = _load_chain(path, problems)
+    chain = _parse_chain(content, file, problems)
     if problems.problems:
         raise ConfigError(problems.in_order())
     assert chain is not None
@@ -137,13 +142,20 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content[: MAX_FILE_NBYTES + 1]).hexdigest()
 
 
-def _load_chain(path: Path, problems: ProblemList, digests: dict[str, str] | None = None) -> Chain | None:
+def _load_chain(path: Path, problems: ProblemList, digests: dict[str, str]) -> Chain | None:
     """`digests`: takes the content's digest, by path, of every file that could be read."""
     try:
         content = _content(path)
-        if digests is not None:
-            digests[str(path)] = content_digest(content)
-        root = parse_yaml(content, str(path), problems)
+    except ConfigError as error:
+        problems.take(error)
+        return None
+    digests[str(path)] = content_digest(content)
+    return _parse_chain(content, str(path), problems)
+
+
+def _parse_chain(content: bytes, file: str, problems: ProblemList) -> Chain | None:
+    try:
+        root = parse_yaml(content, file, problems)
     except ConfigError as error:
         problems.take(error)
         return None

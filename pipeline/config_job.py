@@ -153,7 +153,7 @@ def _note(details: ErrorDetails, root: Located, problems: ProblemList, *, is_kno
         way_out = nearest(str(at.value), tags)
         problems.add(at, f"{path}.kind", expected=f"one of {', '.join(tags)}", got=describe(at.value), way_out=way_out)
     else:
-        way_out = "write true or false" if kind == "bool_type" else ""
+        way_out = "write true or false" if kind == "bool_type" else str(details.get("ctx", {}).get("way_out", ""))
         if kind == "literal_error":
             way_out = nearest(str(here.value), [choice.strip(" '") for choice in re.split(",| or ", message)])
         elif message.startswith(("greater", "less")):
@@ -198,11 +198,12 @@ def _kind(section: type[BaseModel]) -> Any:
 
 
 def _below(annotation: Any, part: int | str) -> Any:
-    """The annotation of the field `part`, or of the entries of a dict."""
+    """The annotation of the field `part`, or of the entries of a dict or a list."""
     for section in _models(annotation):
         if part in section.model_fields:
             return section.model_fields[str(part)].annotation
-    return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
+    place_of_entry = {dict: 1, tuple: 0}.get(typing.get_origin(annotation))
+    return None if place_of_entry is None else typing.get_args(annotation)[place_of_entry]
 
 
 def _field_names(sections: Iterable[type[BaseModel]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Following the job: what became of its chains, schedule and batch size while a run was down.
+"""Following the job: what became of its chains, schedule, batch size and epochs while a run was down.
 
 In:  the run's timeline and how it came about, the job's schedule as it is now, the first batch never delivered.
 Out: one `TimelineChange` at that batch, or None where the timeline says the same.
@@ -16,8 +16,9 @@ from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
 START = "start"
 """Why the first change of a run was made."""
 GIVEN = "timeline of an earlier run"
-"""... where it was given one: such a run follows no job, however often it is resumed."""
+"""... where it was given one: such a run follows no chain of its job, however often it is resumed."""
 RESCHEDULED = "resume with another chain or schedule"
+RESIZED = "resume with batch_size"
 
 
 def followed(
@@ -28,9 +29,11 @@ def followed(
     timeline: the run's, with the job's present end; changes: all that the run wrote, oldest first;
     job: the entries that a new run of the job would begin with.
     """
-    base = next((change for change in reversed(changes) if change.why.startswith((START, RESCHEDULED))), None)
-    if base is None or free_from_step >= timeline.num_steps:
+    if free_from_step >= timeline.num_steps:
         return None
+    base = next((change for change in reversed(changes) if change.why.startswith((START, RESCHEDULED))), None)
+    if base is None:
+        return _resized(timeline, changes, job[0].batch_size, free_from_step)
     here, start = timeline.entry_at(free_from_step), timeline.start_of(free_from_step)
     present = msgspec.structs.replace(here, start=start, step=free_from_step)
     later = [entry for entry in timeline.entries if entry.step > free_from_step]
@@ -52,7 +55,7 @@ def followed(
         later.sort(key=lambda entry: entry.start)
     batch_size = job[0].batch_size
     if batch_size != here.batch_size:
-        whys.append(f"resume with batch_size {batch_size}")
+        whys.append(f"{RESIZED} {batch_size}")
     first = msgspec.structs.replace(present, start=start, step=free_from_step, batch_size=batch_size)
     entries = _cut(timeline, first, [_at_epoch(entry, now, timeline) for entry in later])
     if _says_the_same(timeline, entries):
@@ -62,9 +65,41 @@ def followed(
     )
 
 
+def past_short_batch(before: Timeline, now: Timeline, free_from_step: int) -> TimelineChange | None:
+    """What more epochs need where the last batch of fewer was trained on and was short (`last_batch: wrap`).
+
+    before, now: the same entries with the end as it was, and as it is. The next batch begins where that one stopped.
+    """
+    step = min(free_from_step, before.num_steps, now.num_steps) - 1
+    if step < 0 or before.batch(step).stop >= now.batch(step).stop:
+        return None
+    start = before.batch(step).stop
+    first = msgspec.structs.replace(now.entry_at(step), start=start, step=step + 1)
+    entries = _cut(now, first, [entry for entry in now.entries if entry.step > step])
+    return TimelineChange(from_step=step + 1, entries=entries, why="resume with more epochs after a short batch")
+
+
+def is_given(changes: Sequence[TimelineChange]) -> bool:
+    """True for a run that was given its timeline, and so follows no chain file."""
+    return bool(changes) and changes[0].why.startswith(GIVEN)
+
+
 def files_of(job: Sequence[TimelineEntry]) -> dict[str, str]:
     """The job's chain files -> digest of the recipe that each holds; chains inside the job file are not among them."""
     return {entry.file: entry.recipe for entry in job if entry.file}
+
+
+def _resized(
+    timeline: Timeline, changes: Sequence[TimelineChange], batch_size: int, free_from_step: int
+) -> TimelineChange | None:
+    """As `followed`, for a run that was given its timeline, batch sizes included: only a later word counts."""
+    said_last = next((change for change in reversed(changes) if change.why.startswith(RESIZED)), changes[0])
+    if said_last.entries[0].batch_size == batch_size:
+        return None
+    here, start = timeline.entry_at(free_from_step), timeline.start_of(free_from_step)
+    first = msgspec.structs.replace(here, start=start, step=free_from_step, batch_size=batch_size)
+    entries = _cut(timeline, first, [entry for entry in timeline.entries if entry.step > free_from_step])
+    return TimelineChange(from_step=free_from_step, entries=entries, why=f"{RESIZED} {batch_size}")
 
 
 def _edited(changes: Sequence[TimelineChange], job: Mapping[str, str]) -> dict[str, str]:

@@ -44,8 +44,11 @@ class JsonLines:
         for end_nbytes, record in _intact(path):
             self._length_nbytes, self.num_lines = end_nbytes, self.num_lines + 1
             self.last_attempt = max(self.last_attempt, int(record["attempt"]))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        os.ftruncate(self._descriptor, self._length_nbytes)
+        try:
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            os.ftruncate(self._descriptor, self._length_nbytes)
+        except OSError as error:
+            raise write_failure(path, error) from error
 
     @property
     def is_empty(self) -> bool:
@@ -118,7 +121,11 @@ def _intact(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         return
     end_nbytes = 0
     first_damaged = 0
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise RunFailed(f"{path}: can't be read: {error.strerror}") from error
+    with file:
         for number, line in enumerate(file, start=1):
             maybe_record = _decode_line(line)
             if maybe_record is None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from pipeline.branch import num_kept
 from pipeline.checkpoint_folder import Damaged, checkpoint_name, checkpoint_steps, read_state
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem, RunFailed
@@ -23,6 +25,8 @@ from pipeline.recipe import Recipe
 from pipeline.run_history import Recorded, entries_of, load_recipe, read_changes, read_quarantine, read_recorded
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineChange, TimelineEntry
+
+_RESTORE = "restore the file from a copy; or go back to a checkpoint that it still fits: --from STEP --branch"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +86,17 @@ def choose_checkpoint(folder: Path, from_step: int | None = None) -> Resumption:
     return _resumption(folder, 0, None, {}, [])
 
 
-def require_one_timeline(folder: Path, resumption: Resumption) -> tuple[TimelineEntry, ...]:
-    """The run's timeline; RunFailed unless timeline.jsonl, the checkpoint, the metrics and the journal agree on it."""
+def require_one_timeline(
+    folder: Path, resumption: Resumption, *, is_going_back: bool = False
+) -> tuple[TimelineEntry, ...]:
+    """The run's timeline; RunFailed unless timeline.jsonl, the checkpoint, the metrics and the journal agree on it.
+
+    `is_going_back`: what came after the checkpoint will be moved away and does not count.
+    """
     path = folder / "timeline.jsonl"
-    changes = read_changes(folder)
-    num_written = max(
-        (line["line"] for line in iter_lines(folder / "journal.jsonl") if line["action"] == "timeline_changed"),
-        default=0,
-    )
     state = resumption.state
+    changes = read_changes(folder)[: num_kept(state)["timeline"] if is_going_back else None]
+    num_written = _num_journaled(folder, "timeline_changed", num_kept(state)["journal"] if is_going_back else None)
     num_at_checkpoint = state.get("timeline_lines", 0)
     if len(changes) < max(num_written, num_at_checkpoint):
         raise _other_timeline(
@@ -110,6 +116,23 @@ def require_one_timeline(folder: Path, resumption: Resumption) -> tuple[Timeline
             expected = f"recipe {recorded.recipe} at step {step}, as in metrics.jsonl"
             raise _other_timeline(path, expected, f"recipe {recipe} there")
     return entries
+
+
+def require_whole_quarantine(folder: Path, resumption: Resumption, *, is_going_back: bool = False) -> None:
+    """RunFailed if quarantine.jsonl has fewer lines than the checkpoint or the journal says that it had."""
+    path, state = folder / "quarantine.jsonl", resumption.state
+    num_written = max(
+        _num_journaled(folder, "quarantined", num_kept(state)["journal"] if is_going_back else None),
+        num_kept(state)["quarantine"],
+    )
+    num_found = sum(1 for _ in iter_lines(path))
+    if num_found < num_written:
+        raise RunFailed(
+            f"{path}: samples that this run has substituted are not in it\n"
+            f"  expected: {num_written} lines\n"
+            f"  got:      {num_found}: lines are missing at its end, or were damaged\n"
+            f"  to go on: {_RESTORE}"
+        )
 
 
 def stream_start(folder: Path, job: Job, resumption: Resumption, entries: tuple[TimelineEntry, ...]) -> StreamStart:
@@ -207,6 +230,12 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     return state
 
 
+def _num_journaled(folder: Path, action: str, num_lines: int | None) -> int:
+    """Lines that another file had, as the first lines of the journal (None: all of it) counted them."""
+    events = islice(iter_lines(folder / "journal.jsonl"), num_lines)
+    return max((event["line"] for event in events if event["action"] == action), default=0)
+
+
 def _started(folder: Path) -> Mapping[str, Any]:
     """The first attempt's `training_started` event: what it was trained on before there was a checkpoint."""
     events = iter_lines(folder / "journal.jsonl")
@@ -235,5 +264,5 @@ def _other_timeline(path: Path, expected: str, got: str) -> RunFailed:
         f"{path}: it is not the timeline that this run was trained under\n"
         f"  expected: {expected}\n"
         f"  got:      {got}\n"
-        "  to go on: restore the file from a copy; or go back to a checkpoint that it still fits: --from STEP --branch"
+        f"  to go on: {_RESTORE}"
     )

@@ -46,6 +46,7 @@ _RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("train.source", "never", "positions are places in that source"),
     ("train.shuffle", "never", "positions are places in that order"),
     ("train.last_batch", "never", "positions are cut into batches by it"),
+    ("decode.*", "never", "every recipe of the run is made of it"),
     ("optimizer.kind", "never", "what the optimizer has gathered is of that kind"),
 )
 """The first pattern that fits a field's path decides; what no pattern fits is refused unless accepted."""

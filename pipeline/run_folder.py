@@ -7,6 +7,7 @@ Never written by two processes at a time, never imports torch.
 
 from __future__ import annotations
 
+import errno
 import shutil
 import threading
 import time
@@ -18,11 +19,11 @@ from typing import Any
 
 import msgspec
 
-from pipeline import checkpoint_folder
+from pipeline import branch, checkpoint_folder
 from pipeline.config import dump_chain
 from pipeline.durable import remove_partial, write_whole
-from pipeline.errors import ConfigError, Problem
-from pipeline.json_lines import JsonLines
+from pipeline.errors import ConfigError, HeadraceError, Problem
+from pipeline.json_lines import JsonLines, write_failure
 from pipeline.recipe import Recipe
 from pipeline.run_history import entries_of, read_changes, recipe_text
 from pipeline.run_lock import LOCK_NAME, RunLock
@@ -49,6 +50,8 @@ class RunFolder:
         self.path = path
         self.attempt = 1
         """1 for a new run, one more for each time that it was resumed."""
+        self.tidied: tuple[str, ...] = ()
+        """For the user: what a crash had left half done, and what became of it."""
         self._lock = lock
         self._timeline_lock = threading.Lock()
         self._open_lines()
@@ -83,25 +86,43 @@ class RunFolder:
     def resume(cls, path: Path) -> RunFolder:
         """The folder of an earlier run, tidied of what a crash left half written, to be written on.
 
-        ConfigError if it is none, or if a process writes it; RunFailed if a file of it is damaged in the middle.
+        ConfigError if it is none, if it can't be written, or if a process writes it; RunFailed if a file of it is
+        damaged in the middle.
         """
         path = path.absolute()
-        if not (path / "job.yaml").is_file():
-            raise _not_a_run(path)
         try:
+            if not (path / "job.yaml").is_file():
+                raise _not_a_run(path)
             lock = RunLock(path)
+            try:
+                return cls._tidied(path, lock)
+            except BaseException:
+                lock.release()
+                raise
         except OSError as error:
-            raise _not_a_new_folder(path, f"{error.strerror}: {error.filename}") from error
-        try:
-            (path / "chains").mkdir(exist_ok=True)
-            (path / "checkpoints").mkdir(exist_ok=True)
-            for folder in (path, path / "chains"):
-                remove_partial(folder)
-            checkpoint_folder.tidy(path / "checkpoints")
-            return cls(path, lock)
-        except BaseException:
-            lock.release()
-            raise
+            raise _not_to_be_written(path, error) from error
+
+    @classmethod
+    def _tidied(cls, path: Path, lock: RunLock) -> RunFolder:
+        (path / "chains").mkdir(exist_ok=True)
+        (path / "checkpoints").mkdir(exist_ok=True)
+        for each in (path, path / "chains"):
+            remove_partial(each)
+        incomplete = checkpoint_folder.tidy(path / "checkpoints")
+        gone_back = branch.finish(path)
+        folder = cls(path, lock)
+        for name in incomplete:
+            folder.append_event("checkpoint_incomplete", checkpoint=name)
+        for step, name in gone_back:
+            folder.append_event("went_back", step=step, branch=name)
+        folder.tidied = (
+            *(f"the checkpoint {name} was incomplete and was passed over: it was being written" for name in incomplete),
+            *(
+                f"going back to step {step} was cut short and is done now: {name} has the rest"
+                for step, name in gone_back
+            ),
+        )
+        return folder
 
     @property
     def checkpoints(self) -> Path:
@@ -141,7 +162,8 @@ class RunFolder:
 
     def append_quarantine(self, entry: msgspec.Struct | Mapping[str, Any]) -> None:
         """The entry is on disk before this returns."""
-        self._quarantine.append(entry)
+        line = self._quarantine.append(entry)
+        self.append_event("quarantined", line=line)  # counted as the timeline's are
 
     def append_event(self, action: str, **fields: Any) -> None:
         """One line of the journal: what happened, and when (seconds since 1970)."""
@@ -154,11 +176,13 @@ class RunFolder:
     def mark(self) -> Mark:
         """How far the records reach now."""
         with self._timeline_lock:
+            # First: whoever goes back to this mark must find every line that the journal's first lines count.
+            journal_lines = self._journal.num_lines
             return Mark(
                 timeline=entries_of(self._changes),
                 timeline_lines=self._timeline.num_lines,
                 quarantine_lines=self._quarantine.num_lines,
-                journal_lines=self._journal.num_lines,
+                journal_lines=journal_lines,
             )
 
     def write_checkpoint(
@@ -226,6 +250,21 @@ def _not_a_new_folder(
 ) -> ConfigError:
     expected = "a run folder that does not exist yet, or is empty"
     return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))
+
+
+def _not_to_be_written(path: Path, error: OSError) -> HeadraceError:
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return write_failure(path, error)
+    return ConfigError(
+        Problem(
+            file=str(path),
+            line=0,
+            path="",
+            expected="the folder of a run, to be written on",
+            got=f"{error.strerror}: {error.filename}",
+            way_out="go on as the user who began the run, or with a copy of the folder that you may write: --run-dir",
+        )
+    )
 
 
 def _not_a_run(path: Path) -> ConfigError:

@@ -58,7 +58,11 @@ def swap_by_edit(timeline: Timeline, step: int, recipe: str, file: str, why: str
 
 
 def previous_recipe(timeline: Timeline, step: int) -> TimelineEntry | None:
-    """The last entry before `step`'s whose recipe differs from it: what `--to previous` goes back to."""
+    """What `--to previous` goes back to: the last other recipe that batches up to `step` are made with.
+
+    Of two swaps at one boundary the first one is not gone back to: no batch was ever made with it, so nobody has seen
+    it work, and the timeline, which is all that a resumed run knows, does not tell of it.
+    """
     present = timeline.entry_at(step).recipe
     return next((entry for entry in reversed(timeline.entries) if entry.step <= step and entry.recipe != present), None)
 

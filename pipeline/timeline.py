@@ -54,7 +54,10 @@ class BatchRange(NamedTuple):
 
 
 class Timeline:
-    """Every step has exactly one batch; a position is in at most one (an epoch's dropped tail is in none)."""
+    """Every step has exactly one batch; a position is in at most one (an epoch's dropped tail is in none).
+
+    Entries that begin at the end of the stream or past it are left out: a job whose epochs were lowered still runs.
+    """
 
     def __init__(
         self, entries: Sequence[TimelineEntry], *, num_samples: int, last_batch: LastBatch, end_position: int
@@ -63,6 +66,7 @@ class Timeline:
             raise ValueError("a timeline needs entries with rising steps and positions")
         if num_samples < 1 or any(entry.batch_size < 1 or entry.start < 0 or entry.step < 0 for entry in entries):
             raise ValueError("a timeline needs num_samples and batch sizes from 1, positions and steps from 0")
+        entries = [entry for entry in entries if entry is entries[0] or entry.start < end_position]
         self.entries = tuple(entries)
         self.num_samples = num_samples
         self.last_batch = last_batch
@@ -76,9 +80,12 @@ class Timeline:
         """The batch of `step`; IndexError outside first step .. num_steps - 1."""
         if not self.entries[0].step <= step < self.num_steps:
             raise IndexError(f"step {step} is not in {self.entries[0].step}..{self.num_steps - 1}")
-        entry = self.entry_at(step)
+        index = max(0, bisect_right(self._first_steps, step) - 1)
+        entry = self.entries[index]
         start, stop = self._range(entry, step - entry.step)
-        return BatchRange(step, start, stop, entry.recipe)
+        # Under `wrap` the last batch before the end was short: more epochs begin where it stopped.
+        next_start = self._starts[index + 1] if index + 1 < len(self._starts) else stop
+        return BatchRange(step, start, min(stop, next_start), entry.recipe)
 
     def changed(self, change: TimelineChange) -> Timeline:
         """The timeline after a change; what lies before its step is untouched."""

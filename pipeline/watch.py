@@ -1,7 +1,7 @@
 """Watch: an edit of a chain file is told once it stands whole.
 
 In:  files, read every half a second; what each of them held when the job read it.
-Out: a call for each file whose content has changed, and has then stayed the same for two reads.
+Out: a call for each file whose content has changed, and has then stayed the same for two reads, with that content.
 Never looks at modification times and never asks the system to notify: by content alone it also works on network file
 systems and mounts, with editors that rename, with files that vanish for a moment or are half written.
 """
@@ -46,20 +46,20 @@ class Watched:
 
 
 class ChainWatcher:
-    """A thread that reads some files again and again, and calls `on_change` with each one that was edited."""
+    """A thread that reads some files again and again, and calls `on_change` with each edited one and its content."""
 
     def __init__(
         self,
         paths: Iterable[Path],
-        on_change: Callable[[Path], None],
+        on_change: Callable[[Path, bytes], None],
         interval_s: float = INTERVAL_S,
         known: Mapping[str, str] | None = None,
     ) -> None:
         """`known`: path -> digest of what was loaded from it (`Job.file_digests`), so that an edit between loading
         and watching is told too; for a file not in it, what it holds now is known.
 
-        `on_change` is called in the watcher's thread, at most once for each change; it reads the file itself, and a
-        still later content is told in its turn.
+        `on_change` is called in the watcher's thread, at most once for each change, with the content that stood for two
+        looks. A second read could fall into the next save, and what it found would be taken for what was told.
         """
         self._on_change = on_change
         self._interval_s = interval_s
@@ -81,9 +81,10 @@ class ChainWatcher:
     def _run(self) -> None:
         while not self._stopping.wait(self._interval_s):
             for path, watched in self._watched.items():
-                if watched.look(_read(path)) and not self._stopping.is_set():
+                content = _read(path)
+                if watched.look(content) and content is not None and not self._stopping.is_set():
                     try:
-                        self._on_change(path)
+                        self._on_change(path, content)
                     except Exception:  # a defect of ours; the other files' edits are still worth hearing of
                         log.exception("action=edit_not_handled file=%s", path)
 

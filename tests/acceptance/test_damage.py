@@ -8,15 +8,41 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from headrace.commands.train import train
 from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from pipeline.errors import HeadraceError
+from pipeline.json_lines import read_lines
 from pipeline.run_history import read_metrics
 from tests.processes import write_job
 
+SHELF = """
+import pathlib
+import numpy as np
+from pipeline.sources.protocol import RawSample
+
+class Shelf:
+    '''40 images, of which one can't be read as long as a file `stuck` lies beside the job.'''
+
+    fingerprint = "5" * 64
+    classes = ("a", "b", "c", "d")
+    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
+
+    def __init__(self, folder):
+        self.stuck = pathlib.Path(folder) / "stuck"
+
+    def __len__(self):
+        return 40
+
+    def read(self, index):
+        if index == 7 and self.stuck.exists():
+            raise OSError(5, "Input/output error")
+        return RawSample(self.images[index], index % 4)
+
+    def describe(self, index):
+        return f"shelf[{index}]"
+"""
 NEVER_READ = {"run.lock", "job-1.yaml"}
 """Damage to these can't matter: the lock's content is for people, and an older job for looking back."""
 
@@ -24,21 +50,21 @@ NEVER_READ = {"run.lock", "job-1.yaml"}
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damage")
-    images = np.random.default_rng(0).integers(0, 256, (40, 12, 12, 3), dtype=np.uint8)
-    np.savez(folder / "arrays.npz", images=images, labels=np.arange(40) % 4)
+    (folder / "shelf.py").write_text(SHELF)
+    (folder / "stuck").touch()
     tail: list[Any] = ["Normalize", "ToTensorV2"]
     (folder / "strong.yaml").write_text(json.dumps(["HorizontalFlip", *tail]))
     (folder / "weak.yaml").write_text(json.dumps(["VerticalFlip", *tail]))
     return write_job(
         folder,
-        sources={"arrays": {"kind": "arrays", "path": "arrays.npz"}},
+        sources={"shelf": {"kind": "plugin", "factory": "shelf.py:Shelf", "options": {"folder": str(folder)}}},
         train={
-            "source": "arrays",
+            "source": "shelf",
             "chain": [{"from_epoch": 0, "use": "strong.yaml"}, {"from_epoch": 1, "use": "weak.yaml"}],
             "batch_size": 8,
             "epochs": 2,
         },
-        eval={"source": "arrays", "chain": tail},
+        eval={"source": "shelf", "chain": tail},
         workers=0,
         checkpoint={"every_steps": 4},
         model={"kind": "mlp", "width": 8, "depth": 1},
@@ -49,12 +75,18 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def killed(job: Path) -> Path:
-    """A run that was resumed once, with smaller batches and more epochs, and killed right before its end."""
+    """A run that was resumed once, with smaller batches and more epochs, and killed right before its end.
+
+    A sample that could not be read then, and was replaced, can be read now: only quarantine.jsonl tells.
+    """
     run_dir = job.parent / "run"
     train(job, run_dir=run_dir)
     train(job, run_dir=run_dir, resume=True, set_=MORE)
     shutil.copytree(run_dir, job.parent / "calm")
     shutil.rmtree(run_dir / "checkpoints" / newest(run_dir))
+    (job.parent / "stuck").unlink()
+    roles = [line["stream"] for line in read_lines(run_dir / "quarantine.jsonl")]
+    assert (roles.count("train"), roles.count("eval")) == (4, 1)
     return run_dir
 
 

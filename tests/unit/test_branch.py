@@ -1,5 +1,10 @@
 """Going back: what came after a checkpoint stands in a branch, and nothing is lost."""
 
+import functools
+import itertools
+import os
+import shutil
+
 import pytest
 
 from pipeline.branch import has_later_records, move_later
@@ -56,15 +61,68 @@ def test_the_later_lines_and_checkpoints_move_and_the_earlier_ones_stay(run):
         folder.rewrite(lambda path: branches.append(move_later(path, 8, at_8.state)))
         assert folder.timeline == (entry(0), entry(9, "bb"))
     kept, moved = all_lines(run), all_lines(branches[0])
-    assert {name: kept[name] + moved[name] for name in FILES} == before
+    for name in ("quarantine", "journal", "metrics"):
+        assert kept[name] + moved[name] == before[name]
     assert [line["step"] for line in moved["metrics"]] == list(range(8, 14))
-    assert [line["from_step"] for line in moved["timeline"]] == [11]
+    assert moved["timeline"] == before["timeline"], "whole, as --timeline needs it"
     assert (len(kept["quarantine"]), len(moved["quarantine"])) == (0, 1)
     assert checkpoint_steps(run / "checkpoints") == [4, 8]
     assert checkpoint_steps(run / "branch-1/checkpoints") == [12]
     resumed = choose_checkpoint(run)
     assert (resumed.step, resumed.free_from_step) == (8, 8)
     assert require_one_timeline(run, resumed) == (entry(0), entry(9, "bb"))
+
+
+def snapshot(path):
+    """Every file's content but the journal, which tells of each resume."""
+    files = [file for file in path.rglob("*") if file.is_file() and file.name not in ("run.lock", "journal.jsonl")]
+    return {str(file.relative_to(path)): file.read_bytes() for file in files}
+
+
+class Killed(BaseException):
+    """What SIGKILL is to a test in one process: nothing of ours runs after it."""
+
+
+def test_a_kill_at_any_moment_of_going_back_leaves_all_of_it_done_or_nothing(run, tmp_path, monkeypatch):
+    """Once the next attempt has looked at the folder: a mixture would go on under swaps that were given up."""
+    state = choose_checkpoint(run, 8).state
+    before = snapshot(run)
+    shutil.copytree(run, tmp_path / "calm")
+    with RunFolder.resume(tmp_path / "calm") as folder:
+        folder.rewrite(lambda path: move_later(path, 8, state) and None)
+    after = snapshot(tmp_path / "calm")
+    assert after != before
+    outcomes, told = [], []
+    for num_done in range(1000):
+        path = tmp_path / f"killed-{num_done}"
+        shutil.copytree(run, path)
+        left = itertools.count(num_done, -1)
+
+        def counted(real, *args, left=left, **options):
+            if next(left) == 0:
+                raise Killed
+            return real(*args, **options)
+
+        with monkeypatch.context() as patch:
+            for name in ("mkdir", "rename", "unlink", "rmdir", "fsync"):
+                patch.setattr(os, name, functools.partial(counted, getattr(os, name)))
+            try:
+                move_later(path, 8, state)
+            except Killed:
+                is_killed = True
+            else:
+                is_killed = False
+        with RunFolder.resume(path) as folder:
+            assert not list(path.rglob(".*"))
+        outcomes.append(snapshot(path) == after)
+        assert outcomes[-1] or snapshot(path) == before, num_done
+        assert all("going back to step 8 was cut short" in each for each in folder.tidied)
+        told.append(len(folder.tidied))
+        if not is_killed:
+            break
+    assert outcomes == sorted(outcomes)
+    assert told[outcomes.index(True)] == 1
+    assert 10 < outcomes.index(True) < len(outcomes) - 5, "it was killed before its decision and after it"
 
 
 def test_a_second_branch_stands_beside_the_first(run):

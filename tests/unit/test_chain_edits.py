@@ -52,7 +52,7 @@ class Edited:
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
         path.write_text(text)
-        self.edits._edited(path)
+        self.edits._edited(path, text.encode())
         return path
 
 
@@ -85,6 +85,19 @@ def test_what_cant_be_read_is_refused_in_journal_notes_and_log(job: Job, caplog:
     for text in (edited.edits._notes.latest()[-1], caplog.text):
         assert f"{path}:1" in text
         assert "expected: YAML" in text
+
+
+def test_an_edit_is_what_was_seen_to_stand_whatever_the_file_holds_a_moment_later(job: Job) -> None:
+    """An editor that saves the same text once more leaves half of it for a moment: that is neither read nor lost."""
+    edited = Edited(job)
+    path = edited.folder / "strong.yaml"
+    for half in ('["Transpose"', '["Trans', ""):
+        path.write_text(half)
+        edited.edits._edited(path, b'["Transpose"]')
+    (wish,) = edited.wishes
+    assert wish.recipe is not None
+    assert [node.name for node in wish.recipe.chain.nodes] == ["Transpose"]
+    assert (wish.recipe.chain.file, edited.told) == (str(path), [])
 
 
 def test_evaluations_keep_their_chain_and_that_is_told(job: Job) -> None:

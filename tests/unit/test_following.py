@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.following import GIVEN, RESCHEDULED, START, files_of, followed
+from pipeline.following import GIVEN, RESCHEDULED, START, files_of, followed, past_short_batch
 from pipeline.swaps import schedule, swap_by_command, swap_by_edit
 from pipeline.timeline import LastBatch, Timeline, TimelineChange, TimelineEntry, after
 
@@ -159,7 +159,62 @@ def test_two_lists_inside_the_job_are_told_apart() -> None:
 def test_a_run_with_an_earlier_runs_timeline_follows_no_job() -> None:
     """It is a repetition: what the job's files hold by now is not the matter."""
     changes = [TimelineChange(from_step=0, entries=job(WEAK), why=GIVEN)]
-    assert followed(timeline_of(changes), changes, job(recipe="a9", batch_size=5), 8) is None
+    assert followed(timeline_of(changes), changes, job(recipe="a9"), 8) is None
+
+
+def test_a_run_with_an_earlier_runs_timeline_takes_another_batch_size_over() -> None:
+    """That is the job's to say, and is recorded; the swaps stay at their places."""
+    changes = [TimelineChange(from_step=0, entries=job(WEAK), why=GIVEN)]
+    change = followed(timeline_of(changes), changes, job(recipe="a9", batch_size=5), 7)
+    assert change is not None
+    assert change.why == "resume with batch_size 5"
+    made = timeline_of([*changes, change])
+    assert [made.batch(step)[1:] for step in (6, 7)] == [(24, 28, "a1"), (28, 33, "a1")]
+    assert [(entry.start, entry.recipe, entry.batch_size) for entry in made.entries[2:]] == [(5 * N, "w1", 5)]
+    assert followed(made, [*changes, change], job(recipe="a9", batch_size=5), 9) is None
+
+
+def test_a_given_timelines_own_batch_sizes_are_no_word_of_the_job() -> None:
+    """The earlier run had changed its batch size: at a later step the job only seems to differ."""
+    entries = (*job(), TimelineEntry(start=40, step=10, recipe="a1", batch_size=5, file="a.yaml"))
+    changes = [TimelineChange(from_step=0, entries=entries, why=GIVEN)]
+    for free_from_step in (8, 12):
+        assert followed(timeline_of(changes), changes, job(), free_from_step) is None
+
+
+def test_fewer_epochs_leave_out_what_lies_past_the_end() -> None:
+    """Whoever made the entries there: a schedule, a swap --at, an earlier run."""
+    changes = [TimelineChange(from_step=0, entries=job(WEAK), why=GIVEN)]
+    fewer = timeline_of(changes, epochs=3)
+    assert (fewer.num_steps, fewer.batch(14)[1:]) == (15, (56, 60, "a1"))
+    assert followed(fewer, changes, job(epochs=3), 8) is None
+
+
+def wrapped(entries: Sequence[TimelineEntry], epochs: int) -> Timeline:
+    return Timeline(entries, num_samples=10, last_batch="wrap", end_position=epochs * 10)
+
+
+@pytest.mark.parametrize(("before", "now"), [(1, 2), (2, 5), (2, 3)])
+def test_more_epochs_after_a_short_last_batch_begin_where_it_stopped(before: int, now: int) -> None:
+    """`wrap`: it was trained on as it was, and no sample after it is left out or repeated."""
+    first = TimelineEntry(start=0, step=0, recipe="a1", batch_size=8)
+    old, new = wrapped([first], before), wrapped([first], now)
+    change = past_short_batch(old, new, old.num_steps)
+    assert change is not None
+    assert change.from_step == old.num_steps
+    made = new.changed(change)
+    batches = [made.batch(step) for step in range(made.num_steps)]
+    assert batches[: old.num_steps] == [old.batch(step) for step in range(old.num_steps)]
+    assert [batch.start for batch in batches[1:]] == [batch.stop for batch in batches[:-1]]
+    assert batches[-1].stop == now * 10
+    assert past_short_batch(wrapped(made.entries, before), made, old.num_steps) is None, "once"
+
+
+def test_more_epochs_before_the_short_last_batch_make_it_whole() -> None:
+    """As in a run that had them from the beginning."""
+    first = TimelineEntry(start=0, step=0, recipe="a1", batch_size=8)
+    assert past_short_batch(wrapped([first], 1), wrapped([first], 2), 1) is None
+    assert past_short_batch(wrapped([first], 4), wrapped([first], 5), 5) is None, "it ended whole"
 
 
 def test_a_run_that_has_ended_changes_nothing() -> None:

@@ -107,6 +107,23 @@ def test_the_tail_that_is_left_to_the_trainer_is_not_run() -> None:
     assert [("InvertImg",)] == names(applied)
 
 
+def test_a_plug_in_is_called_as_in_training(tmp_path: Path) -> None:
+    """One that takes an image and nothing else trains for days; its replay must not fail."""
+    source = (
+        "from albumentations import ImageOnlyTransform\n"
+        "class Plain(ImageOnlyTransform):\n"
+        "    def __call__(self, image):\n"
+        "        return {'image': 255 - image}\n"
+    )
+    (tmp_path / "plain.py").write_text(source)
+    digests = {"plain": source_digest("plain.py", tmp_path)}
+    recipe = Recipe(chain=Chain(file="test", nodes=(node("Plain"), node("HorizontalFlip", p=1))), plugins=digests)
+    plugins = {"plain": load_module("plain.py", tmp_path)}
+    made, applied = RecordingChain(recipe, plugins).apply(photo(), 7, 1, 0)
+    assert compile_chain(recipe, plugins).apply(photo(), 7, 1, 0).tobytes() == made.tobytes()
+    assert [("Plain",), ("HorizontalFlip",)] == names(applied)
+
+
 def test_a_plug_in_with_a_call_of_its_own_is_told_when_it_changed_the_image(tmp_path: Path) -> None:
     """It keeps no parameters that could be trusted."""
     source = (

@@ -73,7 +73,6 @@ def test_what_holds_from_the_next_free_step_on_is_allowed_and_recorded(fields):
         {"schedule__kind": "cosine"},
         {"clip__kind": "norm"},
         {"device": "cpu"},
-        {"decode__depth": 16},
     ],
     ids=lambda fields: next(iter(fields)),
 )
@@ -93,6 +92,8 @@ def test_what_changes_the_result_is_refused_with_both_sides_unless_it_is_accepte
         {"train__last_batch": "wrap"},
         {"optimizer__kind": "sgd"},
         {"train__epochs": 1},
+        {"decode__depth": 16},
+        {"decode__max_pixels": 1000},
     ],
     ids=lambda fields: next(iter(fields)),
 )

@@ -6,6 +6,7 @@ import random
 import shutil
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -16,11 +17,20 @@ from pipeline.json_lines import encode_line, read_lines
 from pipeline.resume import choose_checkpoint
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_metrics
-from tests.memory_streams import MemoryStreams, make_job
+from tests.memory_streams import IMAGE, SPEC, MemoryStreams, make_job
 from trainer import checkpoint_writer
 from trainer.loop import train
 from trainer.stopping import StopRequest
 
+SHAPED_NET = """
+from torch import nn
+
+def make(input_shape, num_classes):
+    '''As many weights as the first batch has pixels; takes images of any size.'''
+    channels, height, width = input_shape
+    pool = nn.AdaptiveAvgPool2d((height // 2, width // 2))
+    return nn.Sequential(pool, nn.Flatten(), nn.Linear(channels * (height // 2) * (width // 2), num_classes))
+"""
 NET = """
 import random
 import numpy as np
@@ -139,6 +149,23 @@ def test_a_run_stopped_after_any_step_goes_on_from_that_step(tmp_path, calm):
         assert attempt(job, path).first_step == step
         assert outcome(path) == calm
         assert len(read_lines(path / "metrics.jsonl")) == 20
+
+
+def test_a_model_is_made_again_as_it_was_though_images_have_another_shape_by_now(tmp_path):
+    """`shape: free`: a model that is made for the size of the first batches goes on after a larger size began."""
+    (tmp_path / "shaped.py").write_text(SHAPED_NET)
+    model = {"kind": "factory", "factory": str(tmp_path / "shaped.py") + ":make"}
+    job = noisy_job(tmp_path, model=model, shape="free")
+    attempt(job, tmp_path / "calm")
+    with pytest.raises(Killed):
+        attempt(job, tmp_path / "run", until=9)
+    larger = msgspec.structs.replace(SPEC, fields=(msgspec.structs.replace(IMAGE, shape=(16, 16, 1)),))
+    attempt(job, tmp_path / "run", streams=MemoryStreams(num_epochs=2, first_step=8, spec=larger))
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "calm")
+    with contextlib.suppress(Killed):
+        attempt(job, tmp_path / "unsaved", until=2)  # before its first checkpoint: the first batch is the first again
+    attempt(job, tmp_path / "unsaved")
+    assert outcome(tmp_path / "unsaved") == outcome(tmp_path / "calm")
 
 
 def test_a_wish_to_stop_in_the_middle_of_an_evaluation_leaves_no_trace_of_it(tmp_path, calm):

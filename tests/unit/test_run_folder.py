@@ -1,16 +1,20 @@
 """A run's folder: one writer, whole lines, whole checkpoints."""
 
 import errno
+import functools
 import os
+import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace import cli
 from pipeline import checkpoint_folder, json_lines
 from pipeline.config import load_chain
 from pipeline.errors import ConfigError, RunFailed
@@ -164,7 +168,7 @@ def test_a_new_folder_holds_what_was_written_to_it(exists, tmp_path):
     assert (change.from_step, change.entries, change.why) == (0, (entry,), "start")
     assert read_lines(path / "quarantine.jsonl") == [{"attempt": 1, "index": 7}]
     assert read_lines(path / "metrics.jsonl") == [{"attempt": 1, "step": 0, "loss": 1.5}]
-    _, event = read_lines(path / "journal.jsonl")
+    _, _, event = read_lines(path / "journal.jsonl")
     assert (event["action"], event["workers"]) == ("started", 2)
     assert not list(path.rglob(".*"))
 
@@ -239,6 +243,64 @@ def test_a_checkpoint_is_whole_and_names_the_digest_of_each_file(tmp_path):
     assert sorted(each.name for each in path.parent.iterdir()) == ["step-00000200"]
 
 
+def test_a_checkpoint_is_on_disk_before_its_name_and_its_name_before_the_one_it_replaces_goes(tmp_path, monkeypatch):
+    """After a power cut there is one of them, whole: a rename that is not synced may be undone by it."""
+    calls = []
+    with RunFolder.create(tmp_path / "run", "job\n") as folder:
+        write = {"model.pt": lambda file: file.write_bytes(b"abc") and None}
+        folder.write_checkpoint(1, write, {"step": 1})
+
+        def traced(name, real, *args):
+            path = Path(args[0]) if isinstance(args[0], str | Path) else Path(os.readlink(f"/proc/self/fd/{args[0]}"))
+            calls.append((name, path.name))
+            return real(*args)
+
+        for name in ("fsync", "rename"):
+            monkeypatch.setattr(os, name, functools.partial(traced, name, getattr(os, name)))
+        monkeypatch.setattr(shutil, "rmtree", lambda path, **_: calls.append(("rmtree", path.name)))
+        checkpoint_folder.write_checkpoint(folder.checkpoints / "step-00000001", write, {"step": 1})
+        monkeypatch.undo()
+    partial = ".partial-step-00000001"
+    assert calls[-5:] == [
+        ("fsync", partial),
+        ("rename", "step-00000001"),
+        ("rename", partial),
+        ("fsync", "checkpoints"),
+        ("rmtree", ".replaced-step-00000001"),
+    ]
+    assert {("fsync", "model.pt"), ("fsync", ".partial-state.json")} <= set(calls[:-5])
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EROFS])
+def test_a_run_that_can_not_be_written_on_is_refused_with_words(error, tmp_path, monkeypatch):
+    RunFolder.create(tmp_path / "run", "job\n").close()
+    (tmp_path / "run/.partial-job.yaml").write_text("jo")
+
+    def refuse(path, *_, **__):
+        raise OSError(error, os.strerror(error), str(path))
+
+    for name in ("open", "unlink"):  # at the lock; at what is tidied after it
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, refuse)
+            with pytest.raises(ConfigError, match=rf"to be written on\n  got:      {os.strerror(error)}: .*run"):
+                RunFolder.resume(tmp_path / "run")
+    RunFolder.resume(tmp_path / "run").close()
+
+
+def test_a_file_of_lines_that_can_not_be_opened_is_named(tmp_path, monkeypatch):
+    append_all(tmp_path / "some.jsonl", [{"step": 0}])
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(RunFailed, match=r"some\.jsonl: can't be written: Permission denied"):
+        append_all(tmp_path / "some.jsonl", [])
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(RunFailed, match=r"some\.jsonl: can't be read: Permission denied"):
+        read_lines(tmp_path / "some.jsonl")
+
+
 def test_a_checkpoint_that_fails_on_the_way_is_not_there(tmp_path):
     def fill_the_disk(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -246,3 +308,17 @@ def test_a_checkpoint_that_fails_on_the_way_is_not_there(tmp_path):
     with RunFolder.create(tmp_path / "run", "job\n") as folder, pytest.raises(RunFailed, match="the disk is full"):
         folder.write_checkpoint(1, {"model.pt": fill_the_disk}, {})
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize(("error", "is_defect"), [(errno.EACCES, False), (errno.EROFS, False), (errno.EBADF, True)])
+def test_what_the_owner_of_a_file_refuses_ends_a_command_in_one_line(error, is_defect, monkeypatch, capsys):
+    """Wherever it is met: no place wraps every error, and nobody needs a traceback for this one."""
+
+    def refuse():
+        raise OSError(error, os.strerror(error), "runs/mine/journal.jsonl")
+
+    monkeypatch.setattr(cli, "_run", refuse)
+    monkeypatch.setattr(cli, "_listen_for_signals", lambda: None)
+    with pytest.raises(OSError if is_defect else SystemExit):
+        cli.main()
+    assert ("runs/mine/journal.jsonl" in capsys.readouterr().err) is not is_defect

@@ -1,12 +1,15 @@
 """What a run's folder says of its past, and how its damage is told."""
 
 import json
+import shutil
 
+import msgspec
 import pytest
 
 from pipeline.config import dump_job, load_job
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.resume import choose_checkpoint, require_one_timeline
+from pipeline.json_lines import encode_line, read_lines
+from pipeline.resume import choose_checkpoint, require_one_timeline, require_whole_quarantine
 from pipeline.run_folder import RunFolder, live_run
 from pipeline.run_history import (
     job_text,
@@ -126,8 +129,23 @@ def test_a_resumed_folder_is_tidied_of_what_a_crash_left(tmp_path):
     with RunFolder.resume(path) as folder:
         folder.append_metrics({"step": 1, "epoch": 0, "recipe": "aa", "digest": "00"})
     assert list(read_metrics(path)) == [0, 1]
+    assert folder.tidied == ("the checkpoint step-00000009 was incomplete and was passed over: it was being written",)
+    assert "checkpoint_incomplete" in {line["action"] for line in read_lines(path / "journal.jsonl")}
     assert list(path.rglob(".*")) == []
     assert choose_checkpoint(path).step == 8
+
+
+def test_what_is_left_of_a_checkpoint_that_was_being_thinned_out_is_no_news(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    with RunFolder.create(path, "job\n") as folder:
+        for step in (4, 8):
+            folder.write_checkpoint(step, {}, {"step": step})
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", lambda _: None)  # as a kill before it
+            folder.keep_checkpoints(1)
+    with RunFolder.resume(path) as folder:
+        assert folder.tidied == ()
+    assert [each.name for each in (path / "checkpoints").iterdir()] == ["step-00000008"]
 
 
 def test_only_a_runs_folder_can_be_resumed(tmp_path):
@@ -198,3 +216,52 @@ def test_a_timeline_that_is_not_the_checkpoints_is_noticed(tmp_path):
     (path / "timeline.jsonl").write_bytes(lines[1] + lines[0])
     with pytest.raises(RunFailed, match=r"as in checkpoints/step-00000008/state\.json"):
         require_one_timeline(path, choose_checkpoint(path))
+
+
+def test_a_change_that_would_rewrite_what_was_trained_on_is_noticed(tmp_path):
+    """Behind the checkpoint, yet from a step before it: no run writes that."""
+    path = run_with_a_swap(tmp_path / "run")
+    first, _ = (path / "timeline.jsonl").read_bytes().splitlines(keepends=True)
+    for name in ("metrics", "journal"):
+        (path / f"{name}.jsonl").unlink()  # these would tell of it as well
+    for step, is_refused in ((7, True), (8, False)):
+        later = msgspec.to_builtins(change(entry(step, "cc"), why="swap"))
+        (path / "timeline.jsonl").write_bytes(first + encode_line({"attempt": 1, **later}))
+        if is_refused:
+            with pytest.raises(RunFailed, match=r"changes from step 8 on .*\n  got:      one from 7"):
+                require_one_timeline(path, choose_checkpoint(path))
+        else:
+            assert len(require_one_timeline(path, choose_checkpoint(path))) == 2
+
+
+def test_no_boundary_lies_below_a_damaged_checkpoint_though_its_metrics_are_lost(tmp_path):
+    """Its steps were trained on, whatever else tells of them."""
+    path = tmp_path / "run"
+    with RunFolder.create(path, "job\n") as folder:
+        for step in (4, 8, 12):
+            folder.write_checkpoint(step, {}, {"step": step})
+    for step in (8, 12):
+        (path / f"checkpoints/step-{step:08d}/state.json").write_text("{}")
+    resumed = choose_checkpoint(path)
+    assert (resumed.step, resumed.last_recorded_step, resumed.free_from_step) == (4, -1, 12)
+
+
+@pytest.mark.parametrize("knows", ["journal", "checkpoint"])
+def test_a_substituted_sample_that_is_missing_from_the_quarantine_is_noticed(knows, tmp_path):
+    """Law 7; made again, its sample would be another than the one that was trained on."""
+    path = tmp_path / "run"
+    with RunFolder.create(path, "job\n") as folder:
+        folder.write_checkpoint(4, {}, {"step": 4, "quarantine_lines": 0, "journal_lines": 0})
+        for position in (3, 9):
+            folder.append_quarantine({"stream": "train", "position": position, "lost_attempt": 0})
+        if knows == "checkpoint":
+            folder.write_checkpoint(8, {}, {"step": 8, "quarantine_lines": folder.mark().quarantine_lines})
+    if knows == "checkpoint":
+        (path / "journal.jsonl").unlink()
+    require_whole_quarantine(path, choose_checkpoint(path))
+    whole = (path / "quarantine.jsonl").read_bytes()
+    for damaged, num_lines in ((whole[:-9] + b"x" + whole[-8:], 1), (b"", 0)):
+        (path / "quarantine.jsonl").write_bytes(damaged)
+        with pytest.raises(RunFailed, match=rf"expected: 2 lines\n  got:      {num_lines}: lines are missing"):
+            require_whole_quarantine(path, choose_checkpoint(path))
+    require_whole_quarantine(path, choose_checkpoint(path, 4), is_going_back=True)

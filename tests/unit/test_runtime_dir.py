@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.runtime_dir import RuntimeDir
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,7 @@ def test_jobs_that_start_at_once_do_not_remove_each_others_directories(runtime: 
 
     def start(_: int) -> bool:
         held = RuntimeDir.create()
-        is_whole = (held.path / "lock").exists()
+        is_whole = held.path.is_dir()
         held.remove()
         return is_whole
 
@@ -98,18 +98,33 @@ def test_jobs_that_start_at_once_do_not_remove_each_others_directories(runtime: 
         assert all(starters.map(start, range(500)))
 
 
-def test_a_directory_whose_maker_died_before_it_could_lock_it_is_removed_when_it_is_old(runtime: Path) -> None:
-    """Killed between its making and its locking, it has no lock file that could be free; a new one is being made."""
+def test_what_its_maker_never_came_to_lock_is_removed(runtime: Path) -> None:
+    """Killed between its making and its locking; one that lives makes another."""
     RuntimeDir.create().remove()
-    old, new = runtime / "headrace" / "0dd1", runtime / "headrace" / "0dd2"
-    for path in (old, new):
-        path.mkdir(mode=0o700)
-    an_hour_ago_s = time.time() - 3600
-    os.utime(old, (an_hour_ago_s, an_hour_ago_s))
-
+    (runtime / "headrace" / "0dd1").mkdir(mode=0o700)
     RuntimeDir.create().remove()
+    assert list((runtime / "headrace").iterdir()) == []
 
-    assert list((runtime / "headrace").iterdir()) == [new]
+
+def test_a_living_directory_needs_no_file_in_it_to_live(runtime: Path) -> None:
+    """A cleaner of the temporary directory may remove every old file, and spares directories that are locked."""
+    living = RuntimeDir.create()
+    assert list(living.path.iterdir()) == []
+    lock_fd = os.open(living.path, os.O_RDONLY)
+    with pytest.raises(BlockingIOError):  # what systemd-tmpfiles tries before it looks inside
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(lock_fd)
+    RuntimeDir.create().remove()
+    assert living.path.is_dir()
+    living.remove()
+
+
+def test_a_part_that_comes_after_its_directory_was_removed_says_so(runtime: Path) -> None:
+    """A service that is started again, say."""
+    first = RuntimeDir.create()
+    first.remove()
+    with pytest.raises(RunFailed, match=f"{first.path}, was removed"):
+        RuntimeDir(first.path)
 
 
 def test_removing_twice_and_by_several_is_harmless(runtime: Path) -> None:

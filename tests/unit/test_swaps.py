@@ -115,6 +115,19 @@ def test_going_back_twice_comes_back(timeline: Timeline, data: Any) -> None:
         assert again.recipe == present.recipe
 
 
+def test_a_swap_that_made_no_batch_is_not_gone_back_to() -> None:
+    """B, then C at the same boundary: before both was A, which is what was seen to work."""
+    timeline = Timeline([first()], num_samples=20, last_batch="drop", end_position=60)
+    for recipe in ("b", "c"):
+        change = swap_by_command(timeline, 3, recipe, f"{recipe}.yaml", "headrace swap")
+        assert change is not None
+        timeline = timeline.changed(change)
+    for step in (3, 4):
+        previous = previous_recipe(timeline, step)
+        assert previous is not None
+        assert previous.recipe == "r0"
+
+
 def test_a_swap_to_what_is_there_already_changes_nothing() -> None:
     """A file saved without a change must not make a line in the timeline."""
     timeline = Timeline([first()], num_samples=20, last_batch="drop", end_position=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -61,20 +62,24 @@ def test_whatever_happens_the_last_complete_content_is_told_last(edits: list[byt
     assert all(before != after for before, after in pairwise(heard))
 
 
-def test_the_watcher_calls_with_the_file_that_was_edited(tmp_path: Path) -> None:
+def into(heard: queue.Queue[tuple[Path, bytes]]) -> Callable[[Path, bytes], None]:
+    return lambda path, content: heard.put((path, content))
+
+
+def test_the_watcher_calls_with_the_file_that_was_edited_and_what_it_saw_there(tmp_path: Path) -> None:
     """By rename, as editors save, and for one of two files; the other one never changed."""
     (tmp_path / "weak.yaml").write_bytes(OLD)
     (tmp_path / "strong.yaml").write_bytes(OLD)
-    heard: queue.Queue[Path] = queue.Queue()
-    watcher = ChainWatcher([tmp_path / "weak.yaml", tmp_path / "strong.yaml"], heard.put, interval_s=0.01)
+    heard: queue.Queue[tuple[Path, bytes]] = queue.Queue()
+    watcher = ChainWatcher([tmp_path / "weak.yaml", tmp_path / "strong.yaml"], into(heard), interval_s=0.01)
     watcher.start()
     try:
         (tmp_path / "weak.yaml.new").write_bytes(NEW)
         (tmp_path / "weak.yaml.new").rename(tmp_path / "weak.yaml")
-        assert heard.get(timeout=60) == tmp_path / "weak.yaml"
+        assert heard.get(timeout=60) == (tmp_path / "weak.yaml", NEW)
         (tmp_path / "weak.yaml").unlink()
         (tmp_path / "weak.yaml").write_bytes(OLD)
-        assert heard.get(timeout=60) == tmp_path / "weak.yaml"
+        assert heard.get(timeout=60) == (tmp_path / "weak.yaml", OLD)
     finally:
         watcher.stop()
         watcher.stop()
@@ -86,8 +91,8 @@ def test_a_call_that_fails_ends_no_watching(tmp_path: Path, caplog: pytest.LogCa
     file.write_bytes(OLD)
     heard: queue.Queue[bytes] = queue.Queue()
 
-    def on_change(path: Path) -> None:
-        heard.put(path.read_bytes())
+    def on_change(path: Path, content: bytes) -> None:
+        heard.put(content)
         raise ValueError("a defect")
 
     watcher = ChainWatcher([file, file], on_change, interval_s=0.01)
@@ -108,15 +113,15 @@ def test_what_a_job_has_loaded_is_known_and_what_came_since_is_told(tmp_path: Pa
         "sources: {digits: {kind: digits}}\ntrain: {source: digits, chain: strong.yaml}\n"
     )
     job = load_job(tmp_path / "job.yaml")
-    heard: queue.Queue[Path] = queue.Queue()
+    heard: queue.Queue[tuple[Path, bytes]] = queue.Queue()
     (tmp_path / "strong.yaml").write_bytes(NEW)
-    watcher = ChainWatcher([Path(job.train_file)], heard.put, interval_s=0.01, known=job.file_digests)
+    watcher = ChainWatcher([Path(job.train_file)], into(heard), interval_s=0.01, known=job.file_digests)
     watcher.start()
     try:
-        assert heard.get(timeout=60) == tmp_path / "strong.yaml"
+        assert heard.get(timeout=60) == (tmp_path / "strong.yaml", NEW)
     finally:
         watcher.stop()
 
 
 def test_a_watcher_that_was_never_started_can_be_stopped(tmp_path: Path) -> None:
-    ChainWatcher([tmp_path / "absent.yaml"], lambda path: None).stop()
+    ChainWatcher([tmp_path / "absent.yaml"], lambda path, content: None).stop()
