@@ -8,6 +8,7 @@ They end by themselves when this process does, however it ends: each holds one e
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -24,7 +25,7 @@ from headrace.service_process import LOG_TAIL_LINES, ServiceProcess
 from headrace.vitals import Vitals
 from pipeline.config_job import Job
 from pipeline.contact import MAX_LOOK_GAP_S
-from pipeline.errors import EXIT_USER_INPUT, RemoteProtocolError, RunFailed
+from pipeline.errors import EXIT_FAILED, EXIT_USER_INPUT, RemoteProtocolError, RunFailed
 from pipeline.job import worker_bounds
 from pipeline.process_state import STOPPED, state_of
 from pipeline.runtime_dir import RuntimeDir
@@ -91,7 +92,7 @@ class Services:
         self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
         self._services: dict[Command, _Service] = {name: _Service(name) for name in ("pipeline", "workers")}
         self._owner_pid = os.getpid()
-        self._failure = ""
+        self._failure, self._exit_code = "", EXIT_FAILED
         self._ending = False
         self._lock = threading.Lock()
         """Held while a process is started or killed: after `end` none is started."""
@@ -112,10 +113,12 @@ class Services:
         if os.getpid() != self._owner_pid:
             raise forked_stream()
         if self._failure:
-            raise RunFailed(self._failure)
+            failed = RunFailed(self._failure)
+            failed.exit_code = self._exit_code
+            raise failed
 
     def end(self) -> None:
-        """End both and remove what they left; harmless when done twice."""
+        """End both and remove what they left, whatever fails; harmless when done twice."""
         if os.getpid() != self._owner_pid:
             return  # a forked child's copy: they are its parent's
         with self._lock:
@@ -123,18 +126,20 @@ class Services:
                 return
             self._ending = True
         _in_use.discard(self)
-        self._waker.wake()
-        if self._watcher.is_alive():
-            self._watcher.join(timeout=END_TIMEOUT_S)
-        os.close(self._lifeline_write_fd)
-        os.close(self._lifeline_read_fd)
-        deadline_s = time.monotonic() + END_TIMEOUT_S
-        for service in self._services.values():
-            if service.process is not None:
-                service.process.wait(max(0.0, deadline_s - time.monotonic()))
-                service.process.kill()
-        self._waker.close()
-        self.directory.remove()
+        processes = [service.process for service in self._services.values() if service.process is not None]
+        with contextlib.ExitStack() as last:  # in reverse, each though another fails
+            last.callback(self.directory.remove)
+            last.callback(self._waker.close)
+            for process in processes:
+                last.callback(process.kill)
+            self._waker.wake()
+            if self._watcher.is_alive():
+                self._watcher.join(timeout=END_TIMEOUT_S)
+            os.close(self._lifeline_write_fd)
+            os.close(self._lifeline_read_fd)
+            deadline_s = time.monotonic() + END_TIMEOUT_S
+            for process in processes:
+                process.wait(max(0.0, deadline_s - time.monotonic()))
 
     def let_go_in_child(self) -> None:
         """Close what a forked child must not hold: it would keep the services alive after this process's death."""
@@ -213,21 +218,35 @@ class Services:
             ended = service.process.kill()
             exit_code, service.process = service.process.exit_code, None
         service.vitals.ended(now_s, by_itself=by_itself)
-        # What the user wrote is wrong: another start would find the same.
-        if service.vitals.is_hopeless or (exit_code == EXIT_USER_INPUT and not service.vitals.is_healthy):
-            again = "; it was started again and again" if service.vitals.is_hopeless else ""
-            self._failure = f"{service.name} {ended}{again}\n{service.log_tail()}"
+        if exit_code == EXIT_USER_INPUT:  # another start would find the same
+            self._exit_code = EXIT_USER_INPUT
+            self._failure = f"{service.name} {ended}\n{service.log_tail()}"
+            return
+        if self._is_hopeless(service, ended):
             return
         done = "it was killed and is started again" if why else "it is started again"
         self._on_trouble(f"{service.name} {why or ended}; {done}")
+
+    def _is_hopeless(self, service: _Service, ended: str) -> bool:
+        if service.vitals.is_hopeless:
+            self._failure = f"{service.name} {ended}; it was started again and again\n{service.log_tail()}"
+        return service.vitals.is_hopeless
 
     def _start(self, service: _Service, now_s: float) -> None:
         arguments = ["--listen", self.dispatcher] if service.command == "pipeline" else self._pool_arguments()
         arguments += ["--runtime-dir", str(self.directory.path)]
         with self._lock:
-            if not self._ending:
+            if self._ending:
+                return
+            service.vitals.started(now_s)
+            try:
                 service.process = ServiceProcess(service.command, arguments, self._lifeline_read_fd, service.tail)
-                service.vitals.started(now_s)
+                return
+            except OSError as error:  # no more processes, no memory: that may pass
+                why = f"could not be started: {error}"
+        service.vitals.ended(now_s, by_itself=True)
+        if not self._is_hopeless(service, why):
+            self._on_trouble(f"{service.name} {why}; it is tried again")
 
     def _pool_arguments(self) -> list[str]:
         job, (least, most) = self._job, self._bounds
@@ -259,6 +278,7 @@ def forked_stream() -> RunFailed:
 def _let_go_in_child() -> None:
     for holder in list(_in_use):
         holder.let_go_in_child()
+    _in_use.clear()  # a child of the child has nothing to let go of: the numbers may be of other files by then
 
 
 # A user's DataLoader or multiprocessing may fork this process at any time.

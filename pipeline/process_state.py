@@ -1,11 +1,12 @@
-"""The state of a process of this machine, as the kernel tells it.
+"""What the kernel tells of a process of this machine, in words.
 
-In:  a pid.
-Out: one letter; "" where there is no such process, or no /proc.
+In:  a pid; the signal that ended one.
+Out: its state in one letter, "" where there is no such process, or no /proc; the signal's name.
 """
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 STOPPED = "T"
@@ -19,3 +20,11 @@ def state_of(pid: int) -> str:
     except OSError:
         return ""
     return stat.rpartition(")")[2].split()[0]  # the name before it may hold anything
+
+
+def signal_name(number: int) -> str:
+    """Such as SIGKILL; `signal 40` for one that has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

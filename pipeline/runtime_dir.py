@@ -3,35 +3,46 @@
 In:  nothing but the environment.
 Out: a 0700 directory of ours, removed at the end by whoever ends last; directories of dead jobs are removed at the
      next start.
-Every part that uses a directory holds a shared lock on it, so a directory nobody locks belongs to the dead.
+Every part that uses a directory holds a shared lock on it, so a directory nobody locks belongs to the dead. The lock
+is on the directory itself: what removes old files (systemd-tmpfiles) spares such a one, with all that is in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from pathlib import Path
 
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import ConfigError, Problem, RunFailed
 
-_LOCK_NAME = "lock"
-_MAX_UNLOCKED_S = 60.0
-"""Age from which a directory without a lock file is a dead job's: its making takes microseconds."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+class _Gone(RunFailed):
+    """There is no such directory any more."""
 
 
 class RuntimeDir:
     """A directory that lives as long as someone holds it."""
 
     def __init__(self, path: Path) -> None:
-        """Hold `path`, which must exist already."""
+        """Hold `path`; RunFailed if it is gone."""
         self.path = path
-        self._lock_fd: int | None = os.open(path / _LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
+        self._lock_fd: int | None = None
+        try:
+            self._lock_fd = os.open(path, _DIRECTORY)
+            fcntl.flock(self._lock_fd, fcntl.LOCK_SH)
+            is_there = os.path.samestat(os.stat(path), os.fstat(self._lock_fd))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            self.release()
+            raise _Gone(f"the job's directory for sockets, {path}, was removed while it was in use")
 
     @classmethod
     def create(cls) -> RuntimeDir:
@@ -41,11 +52,9 @@ class RuntimeDir:
         while True:
             path = parent / uuid.uuid4().hex[:8]
             path.mkdir(mode=0o700)
-            held = cls(path)
-            if (path / _LOCK_NAME).exists():
-                return held
-            # Another job that starts just now has found it between its making and its locking, and removed it.
-            held.release()
+            # Another job that starts just now may find it between its making and its locking, and remove it.
+            with contextlib.suppress(_Gone):
+                return cls(path)
 
     def endpoint(self, name: str) -> str:
         """The ipc endpoint of a socket in this directory."""
@@ -106,24 +115,13 @@ def _unsafe(parent: Path, got: str) -> ConfigError:
 def _remove_dead(parent: Path) -> None:
     for directory in parent.iterdir():
         try:
-            lock_fd = os.open(directory / _LOCK_NAME, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            if _is_old(directory):  # its maker died between making and locking it
-                shutil.rmtree(directory, ignore_errors=True)
-            continue
+            lock_fd = os.open(directory, _DIRECTORY)
         except OSError:
-            continue  # not ours
+            continue  # a socket, or removed by somebody else just now
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)
-        except BlockingIOError:
-            pass  # alive
+        except OSError:
+            pass  # alive, or on a file system that can't tell
         finally:
             os.close(lock_fd)
-
-
-def _is_old(directory: Path) -> bool:
-    try:
-        return time.time() - directory.stat().st_mtime > _MAX_UNLOCKED_S
-    except OSError:
-        return False  # removed by somebody else just now

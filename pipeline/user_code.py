@@ -1,7 +1,8 @@
 """Users' own code: plug-ins, factories and sources, loaded so that it can't shadow ours.
 
 In:  a reference (`module`, `module:attribute`, `file.py`, `file.py:attribute`) and the folder it is relative to.
-Out: the module, the attribute, or the SHA-256 of the module's source file (found without importing it).
+Out: the module, the attribute; the SHA-256 of the source that a module was loaded from, or of the file of one that
+     need not be imported for it.
 Never puts a user's folder before ours on sys.path: a `trainer/` or `pipeline/` beside a user's script stays theirs.
 """
 
@@ -14,14 +15,19 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from pipeline.errors import ConfigError, Problem
 
 PRIVATE_PREFIX = "_headrace_user_"
 """Modules loaded from a file are registered under this prefix, the file's stem and a hash of its path."""
+_LOADED_DIGEST = "__headrace_source_sha256__"
+"""Where a loaded module keeps the digest of its source."""
 
 
 def load_module(reference: str, base: Path) -> ModuleType:
@@ -32,11 +38,18 @@ def load_module(reference: str, base: Path) -> ModuleType:
     """
     module_part = _split(reference)[0]
     _append_to_path(base)
-    if not module_part.endswith(".py"):
-        return _import_named(module_part, reference, base)
-    file = _existing_file(module_part, reference, base)
-    _append_to_path(file.parent)
-    return _import_file(file, reference, base)
+    if module_part.endswith(".py"):
+        file = _existing_file(module_part, reference, base)
+        _append_to_path(file.parent)
+        module = _import_file(file, reference, base)
+    else:
+        module = _import_named(module_part, reference, base)
+    if not hasattr(module, _LOADED_DIGEST):
+        loader = module.__spec__.loader if module.__spec__ is not None else None
+        # One that somebody else has imported before: its file now is the best that can be known.
+        digest = loader.source_digest if isinstance(loader, _HashingLoader) else file_digest(module)
+        setattr(module, _LOADED_DIGEST, digest)
+    return module
 
 
 def load_attribute(reference: str, base: Path) -> Any:
@@ -80,6 +93,19 @@ def source_digest(reference: str, base: Path) -> str:
         raise _refusal(reference, expected="a readable source file", got=f"{file}: {error.strerror}") from error
 
 
+def loaded_digest(module: ModuleType) -> str:
+    """Hex SHA-256 of the source that `load_module` has run, whatever the file holds by now; "" for other modules."""
+    return str(getattr(module, _LOADED_DIGEST, ""))
+
+
+def file_digest(module: ModuleType) -> str:
+    """Hex SHA-256 of a loaded module's source file as it is now; "" if it has none."""
+    try:
+        return hashlib.sha256(Path(module.__file__ or "").read_bytes()).hexdigest()
+    except (AttributeError, OSError):
+        return ""
+
+
 def plugin_name(reference: str) -> str:
     """The name a plug-in is known by in recipes: the module's name, or the stem of a `file.py`."""
     module_part = _split(reference)[0]
@@ -105,6 +131,47 @@ def _append_to_path(folder: Path) -> None:
         sys.path.append(name)
 
 
+class _HashingLoader(SourceFileLoader):
+    """Runs a source file as it is now, and knows the digest of the very bytes that it ran."""
+
+    source_digest = ""
+
+    def get_code(self, fullname: str) -> CodeType:
+        # Never from a .pyc: a second edit within a second, of equal size, leaves the first one's valid.
+        source = self.get_data(self.path)
+        self.source_digest = hashlib.sha256(source).hexdigest()
+        code: CodeType = self.source_to_code(source, self.path)
+        return code
+
+
+class _HashingFinder:
+    """Finds one module where it would be found anyway, and has it loaded by a `_HashingLoader`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self._name:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((found for finder in others if (found := finder.find_spec(fullname, path, target))), None)
+        if spec is not None and type(spec.loader) is SourceFileLoader:
+            spec.loader = _HashingLoader(fullname, spec.loader.path)
+        return spec
+
+
+@contextmanager
+def _hashing(name: str) -> Iterator[None]:
+    finder = _HashingFinder(name)
+    sys.meta_path.insert(0, finder)
+    try:
+        yield
+    finally:
+        sys.meta_path.remove(finder)
+
+
 def _existing_file(module_part: str, reference: str, base: Path) -> Path:
     file = (base / module_part).resolve()
     if not os.path.isfile(file):  # unlike Path.is_file it is also False for a name that is too long
@@ -122,7 +189,7 @@ def _import_file(file: Path, reference: str, base: Path) -> ModuleType:
     name = f"{PRIVATE_PREFIX}{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_HashingLoader(name, str(file)))
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
@@ -140,7 +207,8 @@ def _import_named(name: str, reference: str, base: Path) -> ModuleType:
     # A file written since the last import (a notebook's, a test's) is found only after this.
     importlib.invalidate_caches()
     try:
-        return importlib.import_module(name)
+        with _hashing(name):
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and (name == missing or name.startswith(missing + ".")):

@@ -7,9 +7,7 @@ Never reads a file, never depends on what it made before; the chain's tail (Norm
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -17,11 +15,13 @@ import numpy as np
 
 from pipeline.errors import ConfigError, Problem, SampleError
 from pipeline.recipe import ChainNode, Finish, Recipe
+from pipeline.user_code import file_digest, loaded_digest
 from workers.chain_build import ChainBuilder
 from workers.chain_canvas import Canvas
 from workers.chain_direct import direct_call
 from workers.chain_library import COMPOSITIONS, TO_TENSOR, known_transforms
 from workers.randomness import SampleRandomness
+from workers.unserved import CannotServe
 
 _OUT_OF_MEMORY_CODE = -4
 """OpenCV's StsNoMem: it raises cv2.error where Python would raise MemoryError."""
@@ -127,13 +127,15 @@ class CompiledChain:
 def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = None) -> CompiledChain:
     """The chain of `recipe`, built; a ConfigError with every problem if it can't be.
 
-    `plugins` maps the names in `recipe.plugins` to modules, whose source must be that of the recipe.
+    `plugins` maps the names in `recipe.plugins` to what `load_module` has loaded; CannotServe if the source that was
+    run is not that of the recipe, whatever the file holds by now.
     """
     plugins = plugins or {}
+    if unserved := list(_plugin_problems(recipe, plugins)):
+        raise CannotServe(unserved)
     chain = recipe.chain
     channels = 1 if recipe.decode.color == "gray" else 3
     builder = ChainBuilder(chain.file, known_transforms(plugins), channels)
-    builder.problems.extend(_plugin_problems(recipe, plugins))
     nodes, to_tensor = _without_tensor_tail(chain.nodes, chain.path, builder)
     transforms = builder.build_all(nodes, chain.path, chain.line)
     if builder.problems:
@@ -151,24 +153,26 @@ def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = Non
     return CompiledChain(transforms, builder.paths, finish, channels)
 
 
-def _plugin_problems(recipe: Recipe, plugins: Mapping[str, ModuleType]) -> list[Problem]:
-    problems = []
+def _plugin_problems(recipe: Recipe, plugins: Mapping[str, ModuleType]) -> Iterator[Problem]:
+    chain = recipe.chain
     for name, digest in recipe.plugins.items():
         module = plugins.get(name)
-        source = getattr(module, "__file__", None)
-        found = hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else "no such plug-in here"
-        if found != digest:
-            problems.append(
-                Problem(
-                    file=recipe.chain.file,
-                    line=recipe.chain.line,
-                    path=recipe.chain.path,
-                    expected=f"plug-in {name} with source digest {digest[:16]}",
-                    got=found if module is None else found[:16],
-                    way_out=f"start this worker with --plugins {name}, the same source as the trainer's",
-                )
+        loaded = "no such plug-in here" if module is None else loaded_digest(module)
+        if loaded == digest:
+            continue
+        file = module.__file__ if module is not None else ""
+        if module is None:
+            way_out = f"start this worker with --plugins {name}, the same source as the trainer's"
+        elif file_digest(module) == digest:
+            way_out = f"restart these workers: {file} was changed since they loaded it"
+        else:
+            way_out = (
+                f"{file} was changed while the job runs, or is not the trainer's: put it back and restart these"
+                f" workers, or stop and start a new run"
             )
-    return problems
+        expected = f"plug-in {name} with source digest {digest[:16]}, as when the job began"
+        got = loaded if module is None else f"{loaded[:16]} is loaded here"
+        yield Problem(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=got, way_out=way_out)
 
 
 def _without_tensor_tail(

@@ -17,7 +17,8 @@ import threading
 import time
 import traceback
 
-from pipeline.errors import RemoteProtocolError
+from pipeline.errors import ConfigError, RemoteProtocolError
+from pipeline.message import Location
 from pipeline.messages import (
     AnyMessage,
     AskStream,
@@ -31,6 +32,7 @@ from pipeline.messages import (
     OpenStream,
     Probe,
     Refused,
+    StreamDeclined,
     WorkerBeat,
 )
 from pipeline.transport import Context, Poller, Waker
@@ -90,6 +92,16 @@ class Control(threading.Thread):
     def ask_stream(self, stream: str, incarnation: int, lease: int = 0) -> None:
         """The stream of a lease or probe was never opened here: have it opened, and give the lease back."""
         self.say(AskStream(worker=self.worker, stream=stream, incarnation=incarnation, lease=lease))
+
+    def decline(self, work: Lease | Probe, error: ConfigError) -> None:
+        """This worker can't serve the stream, as its own command line and host are: have others do it."""
+        declined = StreamDeclined(
+            worker=self.worker,
+            stream=work.stream,
+            incarnation=work.incarnation,
+            problems=tuple(Location.of(problem) for problem in error.problems),
+        )
+        self.say(declined)
 
     def let_go(self, lease: Lease) -> None:
         """The lease is done with, and the dispatcher is told; harmless if it was void already."""

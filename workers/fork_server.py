@@ -1,21 +1,40 @@
-"""The pool's fork server, seen from outside: whether it was stopped.
+"""The pool's fork server, seen from outside: what it loads, and whether it was stopped.
 
-In:  nothing.
-Out: the end of a fork server that was stopped (SIGSTOP): its pool would wait for ever for the next worker, and for
-     news of the ones that died.
+In:  plug-ins.
+Out: a fork server to come that loads them once for all workers; the end of one that was stopped (SIGSTOP): its pool
+     would wait for ever for the next worker, and for news of the ones that died.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from multiprocessing import forkserver
+from pathlib import Path
 
 from pipeline.process_state import STOPPED, state_of
 
 STOPPED_S = 2.0
 """A whole pool that was stopped and goes on finds its fork server stopped for a moment."""
+
+_PLUGINS_VARIABLE = "_HEADRACE_PLUGINS"
+"""The one way to tell a fork server something before it forks."""
+
+
+def preload(plugins: Sequence[str], base: Path) -> None:
+    """The fork server, each time that it is started, imports the worker's libraries and these plug-ins."""
+    os.environ[_PLUGINS_VARIABLE] = json.dumps([*plugins, str(base)])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["workers.preload"])
+
+
+def plugins_to_preload() -> tuple[list[str], Path]:
+    """In the fork server: the plug-ins, and the folder that their names are relative to."""
+    *plugins, base = json.loads(os.environ.pop(_PLUGINS_VARIABLE))
+    return plugins, Path(base)
 
 
 def kill_fork_server() -> None:

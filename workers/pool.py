@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -21,14 +22,15 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Protocol
 
+from pipeline.errors import EXIT_USER_INPUT, HeadraceError, RunFailed
 from pipeline.job import SourceConfig
 from pipeline.messages import AnyMessage, WorkerDied
 from pipeline.service_messages import Condemned, PoolBeat, Resize
 from pipeline.stop_signals import StopSignals
 from pipeline.transport import Poller
 from workers.environment import worker_environment
-from workers.fork_server import kill_fork_server
-from workers.pool_member import Member, forkserver, start_member
+from workers.fork_server import kill_fork_server, preload
+from workers.pool_member import Member, start_member
 from workers.pool_voice import Voice
 from workers.worker_config import WorkerConfig
 
@@ -67,6 +69,12 @@ class PoolConfig:
     """A private directory for the workers' small files."""
 
 
+class WorkersRefused(HeadraceError):
+    """No worker can begin, for what the user wrote; the text says what."""
+
+    exit_code = EXIT_USER_INPUT
+
+
 class Says(Protocol):
     """A pool's voice, as far as the pool uses it."""
 
@@ -91,6 +99,8 @@ class Pool:
     """Of all workers, one that is just being started included; read by the voice's thread."""
     members: dict[str, Member] = field(default_factory=dict)
     """Oldest first."""
+    has_begun: bool = False
+    """One worker had all that it needs, so that the next may, too."""
     backoff_s: float = 0.0
     start_after_s: float = 0.0
     last_look_s: float = math.inf
@@ -100,7 +110,7 @@ class Pool:
         self.size, self.automatic = self.config.num_workers, self.config.automatic
 
     def look(self, now_s: float) -> None:
-        """Bring the pool to its size; call often."""
+        """Bring the pool to its size; call often. WorkersRefused, RunFailed if no worker can ever be started."""
         if now_s - self.last_look_s > MAX_LOOK_GAP_S:
             for member in self.members.values():
                 member.counter_since_s = now_s
@@ -188,6 +198,8 @@ class Pool:
             member = start_member(config, now_s)
         except (EOFError, OSError) as error:
             log.warning("action=start_failed worker=%s error=%r", name, error)
+            if not self.config.directory.exists():
+                raise RunFailed(f"the pool's directory {self.config.directory} was removed while it ran") from error
             self._back_off(now_s)
             self._members_changed()
             return
@@ -219,10 +231,14 @@ class Pool:
                 self.backoff_s, self.start_after_s = 0.0, now_s
             else:
                 self._back_off(now_s)
+        self.has_begun = self.has_begun or last.has_begun
+        refusal = member.refusal()
         self.poller.remove(member.process.sentinel)
         member.remove()
         del self.members[name]
         self._members_changed()
+        if refusal and not self.has_begun:
+            raise WorkersRefused(refusal)
 
     def _back_off(self, now_s: float) -> None:
         self.backoff_s = min(MAX_BACKOFF_S, max(FIRST_BACKOFF_S, 2 * self.backoff_s))
@@ -244,10 +260,12 @@ def run_pool(
 
     A second request, and a cut lifeline, end it at once: nobody needs the slices then.
     """
+    # Ignored, as it may be inherited, the end of a fork server could not be told, and no other would be started.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.environ.update(worker_environment())
     # The fork server's socket goes with the directory; Python may have chosen another one already.
     os.environ["TMPDIR"] = tempfile.tempdir = str(config.directory)
-    forkserver.set_forkserver_preload(["workers.preload"])
+    preload(config.plugins, config.base)
     poller = Poller()
     pool: Pool | None = None
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+from pipeline.errors import EXIT_USER_INPUT
+from pipeline.process_state import signal_name
 from workers.progress import IDLE, ProgressSlot
-from workers.worker_config import WorkerConfig
+from workers.worker_config import REFUSAL, WorkerConfig
 from workers.worker_process import run_worker
 
 OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -82,6 +84,8 @@ class Member:
     def cause(self, hang_s: float) -> str:
         """Why it ended, with the innermost frames if it left any."""
         exitcode = self.process.exitcode
+        if refusal := self.refusal():
+            return refusal
         if self.hung:
             what = f"hung: no progress for {hang_s:g} s"
         elif self.left_in_peace:
@@ -89,11 +93,18 @@ class Member:
         elif exitcode == FORK_SERVER_LOST:
             what = "killed with its fork server, or ended with exit code 255"
         elif exitcode is not None and exitcode < 0:
-            what = f"killed by {signal.Signals(-exitcode).name}"
+            what = f"killed by {signal_name(-exitcode)}"
         else:
             what = f"ended with exit code {exitcode}"
         frames = _trace_frames(self.config.trace_path)
         return f"{what} in {frames}" if frames else what
+
+    def refusal(self) -> str:
+        """Why it could not even begin, in the words of what the user wrote wrongly; "" if that is not how it ended."""
+        if self.process.exitcode != EXIT_USER_INPUT:
+            return ""
+        text = _read(self.config.trace_path)
+        return text.removeprefix(REFUSAL) if text.startswith(REFUSAL) else ""
 
     def remove(self) -> None:
         """Release the process and its files."""
@@ -123,14 +134,17 @@ def remove_files(config: WorkerConfig) -> None:
         path.unlink(missing_ok=True)
 
 
-def _trace_frames(path: Path) -> str:
-    """The innermost Python frames of the main thread, as faulthandler wrote them."""
+def _read(path: Path) -> str:
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        return path.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def _trace_frames(path: Path) -> str:
+    """The innermost Python frames of the main thread, as faulthandler wrote them."""
     blocks: list[list[str]] = []
-    for line in lines:
+    for line in _read(path).splitlines():
         if line.startswith(("Thread", "Current thread")):
             blocks.append([])
         elif blocks and line.startswith("  File "):

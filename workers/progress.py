@@ -25,12 +25,17 @@ class Progress:
     """A worker's last signs of life."""
 
     counter: int
-    """Rises with every sample begun."""
+    """Rises with every sample begun, from 1 on when the worker can begin."""
     position: int
     """The sample in work; IDLE between leases."""
     num_delivered: int
     stream: str
     incarnation: int
+
+    @property
+    def has_begun(self) -> bool:
+        """It had all that it needs for its work."""
+        return self.counter > 0
 
 
 class ProgressSlot:

@@ -84,8 +84,9 @@ class _Recorder:
         # A class with a `__call__` of its own need not keep `params`; they might be those of an earlier sample.
         self._tells_params = type(transform).__call__ is BasicTransform.__call__
 
-    def __call__(self, *, force_apply: bool = False, **data: Any) -> Any:
-        made = self._transform(force_apply=force_apply, **data)
+    def __call__(self, **data: Any) -> Any:
+        # As it was called, and no more: training calls `transform(image=image)`, so a plug-in may take just that.
+        made = self._transform(**data)
         params = self._transform.get_applied_params() if self._tells_params else {}
         # One that ran has at least the image's shape among its parameters.
         if params or (not self._tells_params and made["image"] is not data["image"]):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import SourceConfig
 from pipeline.message import Location
-from pipeline.messages import Lease, OpenStream
+from pipeline.messages import Lease, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Decode, Recipe
 from pipeline.slice_header import SliceHeader
 from pipeline.sources import open_source
@@ -26,8 +26,11 @@ from pipeline.user_code import load_module, plugin_name
 from workers.chain import CompiledChain, compile_chain
 from workers.produce import Producer, ReadFailed, StreamIsBroken
 from workers.progress import ProgressSlot
+from workers.unserved import CannotServe
 
 StreamId = tuple[str, int]
+SourceId = tuple[str, str]
+"""Name and fingerprint."""
 
 
 class OpenStreams:
@@ -45,7 +48,8 @@ class OpenStreams:
         self._plugins: dict[str, ModuleType] = {plugin_name(name): load_module(name, base) for name in plugins}
         self._worker = worker
         self._progress = progress
-        self._sources: dict[str, Source] = {}
+        self._sources: dict[SourceId, Source] = {}
+        """Of open streams. By fingerprint too: a folder that has changed since is another source, for another job."""
         self._streams: dict[StreamId, OpenStream] = {}
         self._recipes: dict[StreamId, dict[str, Recipe]] = {}
         self._producers: dict[StreamId, Producer] = {}
@@ -59,20 +63,25 @@ class OpenStreams:
         self._recipes[stream] = {recipe.digest: recipe for recipe in message.spec.recipes}
 
     def close(self, stream: StreamId) -> None:
-        """Forget a stream."""
+        """Forget a stream, and what no other open stream needs."""
         self._streams.pop(stream, None)
         self._recipes.pop(stream, None)
         self._producers.pop(stream, None)
         self._probed = {key: spec for key, spec in self._probed.items() if key[0] != stream}
+        specs = [message.spec for message in self._streams.values()]
+        needed = {(spec.source, spec.source_fingerprint) for spec in specs}
+        self._sources = {key: source for key, source in self._sources.items() if key in needed}
+        recipes = {digest for recipes in self._recipes.values() for digest in recipes}
+        self._chains = {digest: chain for digest, chain in self._chains.items() if digest in recipes}
 
-    def is_open(self, stream: StreamId) -> bool:
-        """False for a stream whose OpenStream never came, or that was closed."""
-        return stream in self._streams
+    def is_open(self, stream: StreamId, recipe: str) -> bool:
+        """False for a stream that was closed, or whose OpenStream, or the one that names the recipe, never came."""
+        return recipe in self._recipes.get(stream, ())
 
     def endpoint(self, lease: Lease) -> str | None:
-        """Where the slices of a lease go; None if its stream is closed."""
+        """Where the slices of a lease go; None if its stream, or what the recipe delivers, is not known here."""
         opened = self._streams.get((lease.stream, lease.incarnation))
-        return opened.spec.endpoint if opened else None
+        return opened.spec.endpoint if opened and lease.recipe in opened.batch_specs else None
 
     def endpoints(self) -> set[str]:
         """Where slices of any open stream go."""
@@ -95,6 +104,8 @@ class OpenStreams:
             spec = self._producer(stream).probe(stream, *self._chain(stream, digest), skip)
             self._probed[stream, digest] = spec
             return spec
+        except CannotServe:
+            raise
         except ConfigError as error:
             return tuple(Location.of(problem) for problem in error.problems)
         except StreamIsBroken as error:
@@ -112,29 +123,32 @@ class OpenStreams:
     def _producer(self, stream: StreamId) -> Producer:
         if stream not in self._producers:
             spec = self._streams[stream].spec
-            source = self._source(spec.source, spec.source_fingerprint)
-            if source.fingerprint != spec.source_fingerprint or len(source) != spec.num_samples:
-                raise StreamIsBroken(
-                    f"source {spec.source!r} is not the same here as where the trainer runs\n"
-                    f"  trainer: {spec.num_samples} samples, fingerprint {spec.source_fingerprint[:16]}\n"
-                    f"  worker:  {len(source)} samples, fingerprint {source.fingerprint[:16]}\n"
-                    f"  to go on: make both folders equal, or name the right one with --source"
-                )
-            self._producers[stream] = Producer(spec, source, self._worker, self._progress)
+            self._producers[stream] = Producer(spec, self._source(spec), self._worker, self._progress)
         return self._producers[stream]
 
-    def _source(self, name: str, fingerprint: str) -> Source:
-        if name not in self._source_configs:
-            raise ConfigError(
-                Problem(
-                    file="--source",
-                    line=0,
-                    path=name,
-                    expected=f"one of {', '.join(self._source_configs) or 'no sources'}",
-                    got=name,
-                    way_out=f"start the workers with --source {name}=DIR",
-                )
+    def _source(self, spec: StreamSpec) -> Source:
+        """The stream's source, open; CannotServe if it is missing here, or is another one."""
+        known = self._sources.get((spec.source, spec.source_fingerprint))
+        if known is not None:
+            return known
+        if spec.source not in self._source_configs:
+            expected = f"one of {', '.join(self._source_configs) or 'no sources'}"
+            way_out = f"start the workers with --source {spec.source}=DIR"
+            raise _unserved(spec.source, expected, spec.source, way_out)
+        try:
+            source = open_source(self._source_configs[spec.source], spec.source_fingerprint)
+        except ConfigError as error:
+            raise CannotServe(error.problems) from error
+        if source.fingerprint != spec.source_fingerprint or len(source) != spec.num_samples:
+            raise _unserved(
+                spec.source,
+                f"{spec.num_samples} samples, fingerprint {spec.source_fingerprint[:16]}, as where the trainer runs",
+                f"{len(source)} samples, fingerprint {source.fingerprint[:16]}",
+                f"make both folders equal, or name the right one with --source {spec.source}=DIR",
             )
-        if name not in self._sources:
-            self._sources[name] = open_source(self._source_configs[name], fingerprint)
-        return self._sources[name]
+        self._sources[spec.source, spec.source_fingerprint] = source
+        return source
+
+
+def _unserved(name: str, expected: str, got: str, way_out: str) -> CannotServe:
+    return CannotServe(Problem(file="--source", line=0, path=name, expected=expected, got=got, way_out=way_out))

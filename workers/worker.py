@@ -11,9 +11,10 @@ from __future__ import annotations
 import faulthandler
 import gc
 import signal
+import sys
 import traceback
 
-from pipeline.errors import HeadraceError
+from pipeline.errors import EXIT_USER_INPUT, ConfigError, HeadraceError
 from pipeline.messages import (
     CloseStream,
     Lease,
@@ -33,7 +34,8 @@ from workers.fingerprint import fingerprint
 from workers.produce import ReadFailed
 from workers.progress import ProgressSlot
 from workers.streams import OpenStreams
-from workers.worker_config import WorkerConfig
+from workers.unserved import CannotServe
+from workers.worker_config import REFUSAL, WorkerConfig
 
 
 def run(config: WorkerConfig) -> None:
@@ -46,7 +48,13 @@ def run(config: WorkerConfig) -> None:
     faulthandler.enable(trace)
     faulthandler.register(signal.SIGUSR1, trace)
     progress = ProgressSlot(config.progress_path)
-    streams = OpenStreams(config.sources, config.plugins, config.base, config.name, progress)
+    try:
+        streams = OpenStreams(config.sources, config.plugins, config.base, config.name, progress)
+    except HeadraceError as error:
+        trace.write(f"{REFUSAL}{error}")
+        trace.flush()  # a forked process ends without
+        sys.exit(EXIT_USER_INPUT)
+    progress.end_slice(delivered=False)  # a first sign of life: what all workers need is here
     context = Context()
     control = Control(config, context, fingerprint())
     control.leave_on_sigterm()
@@ -74,7 +82,7 @@ def _handle(
             streams.close((item.stream, item.incarnation))
             for endpoint in set(sockets) - streams.endpoints():
                 sockets.pop(endpoint).close()
-        case Probe() if not streams.is_open((item.stream, item.incarnation)):
+        case Probe() if not streams.is_open((item.stream, item.incarnation), item.recipe):
             control.ask_stream(item.stream, item.incarnation)
         case Probe():
             answer = _guarded_probe(item, streams, control)
@@ -98,6 +106,9 @@ def _handle(
 def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: Push) -> bool:
     try:
         header, arrays = streams.make(lease)
+    except ConfigError as error:
+        # The recipe was probed, so it can be built: what is wrong is this worker's own.
+        control.decline(lease, error)
     except ReadFailed as error:
         control.say(SliceFailed(worker=control.worker, lease=lease.number, position=error.position, cause=str(error)))
     except Exception as error:
@@ -111,6 +122,9 @@ def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: P
 def _guarded_probe(probe: Probe, streams: OpenStreams, control: Control) -> ProbeAnswer | ProbeFailed | None:
     try:
         outcome = streams.probe((probe.stream, probe.incarnation), probe.recipe, probe.skip)
+    except CannotServe as error:
+        control.decline(probe, error)
+        return None
     except (OSError, MemoryError) as error:
         return ProbeFailed(
             worker=control.worker,

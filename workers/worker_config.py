@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pipeline.job import SourceConfig
 
+REFUSAL = "refusal: "
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
@@ -25,4 +27,4 @@ class WorkerConfig:
     """The folder that plug-in names are relative to."""
     progress_path: Path
     trace_path: Path
-    """Where the Python frames of a crash or hang are written."""
+    """Where the Python frames of a crash or hang are written, or, after `REFUSAL`, why the worker could not begin."""

@@ -10,7 +10,10 @@ import typer
 
 def workers(
     connect: Annotated[str, typer.Option(help="The dispatcher's address. Default: that of `headrace pipeline`.")] = "",
-    num: Annotated[int, typer.Option("--num", "-n", min=1, help="Worker processes to begin with.")] = 2,
+    num: Annotated[
+        int | None,
+        typer.Option("--num", "-n", min=1, help="Worker processes to begin with. Default: 2, within limits."),
+    ] = None,
     minimum: Annotated[int, typer.Option("--min", min=1, help="`headrace scale` stays at or above this.")] = 1,
     maximum: Annotated[
         int,
@@ -42,19 +45,20 @@ def workers(
     from pipeline.sources import parse_source_argument
     from pipeline.transport import check_endpoint
     from workers.pool import PoolConfig, run_pool
-    from workers.pool_bounds import pool_bounds, pool_name
+    from workers.pool_bounds import check_hang_s, pool_bounds, pool_name
 
     endpoint = connect or default_endpoint()
     check_endpoint(endpoint)
     sources = dict(parse_source_argument(text) for text in source or [])
-    least, most = pool_bounds(num, minimum, maximum)
+    begin_with, least, most = pool_bounds(num, minimum, maximum)
+    check_hang_s(hang_s)
     called = pool_name(name)
     say = announce("workers", is_standing=lifeline is None)
     with private_directory(runtime_dir, lifeline, "w") as directory:
         config = PoolConfig(
             name=called,
             connect=endpoint,
-            num_workers=num,
+            num_workers=begin_with,
             min_workers=least,
             max_workers=most,
             automatic=auto,
@@ -65,7 +69,7 @@ def workers(
             directory=directory,
         )
         mode = ", automatic" if auto else ""
-        say(f"pool {called} of {num} ({least} to {most}{mode}), for the dispatcher at {endpoint}")
+        say(f"pool {called} of {begin_with} ({least} to {most}{mode}), for the dispatcher at {endpoint}")
         if not sources:
             say("no --source NAME=DIR was given: these workers serve no job")
         run_pool(config, lifeline_fd=lifeline, stop=stop, tell=say)

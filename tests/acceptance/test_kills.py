@@ -121,7 +121,7 @@ def test_a_killed_service_is_started_again_and_the_journal_says_so(tmp_path, arr
     assert ended.code == 0, ended.err
     assert alive == []
     notes = [line["note"] for line in lines_of(run_dir / "journal.jsonl") if line["action"] == "service_trouble"]
-    assert any(f"`{name}` ended with signal SIGKILL; it is started again" in note for note in notes), notes
+    assert any(f"`{name}` ended by SIGKILL; it is started again" in note for note in notes), notes
     calm = run_headrace("train", job, "--workers", "1", "--run-dir", tmp_path / "calm", folder=tmp_path)
     assert calm.code == 0, calm.err
     assert outcome(tmp_path / "calm") == outcome(run_dir)

@@ -13,12 +13,13 @@ from typing import TypeVar
 import psutil
 import pytest
 
+from pipeline.errors import EXIT_USER_INPUT
 from pipeline.messages import AnyMessage, Dismissed, Join, Leaving, WorkerDied
 from pipeline.service_messages import Condemned, PoolBeat, Resize
 from pipeline.transport import Context, Poller, remove_socket_file
 from pipeline.wire import decode_message, encode_message
 from tests.home import Home
-from tests.processes import DEADLINE_S, Headrace, descendants, workers
+from tests.processes import DEADLINE_S, Headrace, descendants, run_headrace, workers
 
 Kind = TypeVar("Kind", bound=AnyMessage)
 
@@ -84,9 +85,9 @@ def dispatcher(home: Home) -> Iterator[Dispatcher]:
 
 
 @contextlib.contextmanager
-def pool_of(num: int, home: Home, folder: Path, dispatcher: Dispatcher) -> Iterator[Headrace]:
+def pool_of(num: int, home: Home, folder: Path, dispatcher: Dispatcher, *more: str) -> Iterator[Headrace]:
     dispatcher.size = num
-    arguments = ["--connect", dispatcher.endpoint, "--num", str(num), "--name", "p1", "--max", "6"]
+    arguments = ["--connect", dispatcher.endpoint, "--num", str(num), "--name", "p1", "--max", "6", *more]
     with Headrace("workers", *arguments, folder=folder, environment=home.environment) as pool:
         dispatcher.hear_until(lambda: len(dispatcher.heard(Join)) >= num, f"{num} workers have joined")
         yield pool
@@ -210,6 +211,34 @@ def test_a_pool_waits_for_its_dispatcher_and_says_so(home: Home, tmp_path: Path)
         pool.process.terminate()
         assert pool.finish().code == 0
     home.assert_empty_soon()
+
+
+def test_a_pool_whose_plug_in_can_not_be_imported_ends_with_the_place_of_the_fault(home: Home, tmp_path: Path) -> None:
+    """In words, once, and without a dispatcher: no restart would mend it."""
+    (tmp_path / "broken.py").write_text("import os\n\nos.nothing_of_that_name\n")
+    arguments = ["--connect", f"ipc://{home.path}/d", "--num", "2", "--plugins", "broken.py"]
+    finished = run_headrace("workers", *arguments, folder=tmp_path, environment=home.environment)
+    assert finished.code == EXIT_USER_INPUT
+    assert f"headrace: {tmp_path / 'broken.py'}:3: broken.py\n  expected: " in finished.err
+    assert "Traceback" not in finished.err
+    home.assert_empty_soon()
+
+
+def test_a_plug_in_that_breaks_while_a_pool_works_is_told_until_it_is_mended(
+    home: Home, tmp_path: Path, dispatcher: Dispatcher
+) -> None:
+    """Whoever edits a file that a pool of days has loaded does not end it, even if its fork server dies just then."""
+    (tmp_path / "plug.py").write_text("value = 1\n")
+    with pool_of(1, home, tmp_path, dispatcher, "--plugins", "plug.py") as pool:
+        (tmp_path / "plug.py").write_text("value =\n")
+        workers(pool.pid)[0].kill()
+        dispatcher.hear_until(lambda: len(dispatcher.heard(Join)) == 2, "a worker with the code from before")
+        fork_server(pool).kill()
+        dispatcher.hear_until(
+            lambda: any("plug.py:1" in died.cause for died in dispatcher.heard(WorkerDied)), "what is wrong"
+        )
+        (tmp_path / "plug.py").write_text("value = 2\n")
+        dispatcher.hear_until(lambda: len(dispatcher.heard(Join)) == 3, "a worker again")
 
 
 def fork_server(pool: Headrace) -> psutil.Process:

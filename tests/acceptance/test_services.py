@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import psutil
 import pytest
 
 from headrace.embedded import Streams, open_streams
+from headrace.service_process import ServiceProcess
 from headrace.services import Services
 from pipeline.config import load_job
 from pipeline.config_job import Job
-from pipeline.errors import RunFailed
+from pipeline.errors import EXIT_USER_INPUT, RunFailed
 from pipeline.operator import Operator, new_operation
 from pipeline.service_messages import AskScale
 from tests.acceptance.test_kills import slow_job
-from tests.home import Home
+from tests.home import GONE_WITHIN_S, Home, small_job
 from tests.processes import DEADLINE_S, Headrace, dispatchers, pools, run_headrace, workers
 
 BATCH_SIZE, SLICE_SIZE, WINDOW = 20, 5, 4
@@ -185,6 +189,141 @@ def test_a_service_that_the_users_input_ends_is_not_started_again(
     home.assert_empty_soon()
 
 
+@dataclass
+class Kept:
+    """The services of a job, and what they say of themselves."""
+
+    services: Services
+    notes: list[str]
+
+    def pid(self, command: Literal["pipeline", "workers"]) -> int:
+        process = self.services._services[command].process
+        return process.pid if process is not None else 0
+
+    def is_whole(self) -> bool:
+        self.services.check()
+        parts = dispatchers(os.getpid()), pools(os.getpid()), workers(os.getpid())
+        return [len(found) for found in parts] == [1, 1, 1]
+
+
+@pytest.fixture
+def kept(job: Job, home: Home) -> Iterator[Kept]:
+    """Services of one worker, all of which live."""
+    notes: list[str] = []
+    kept = Kept(Services(job, 1, on_trouble=notes.append), notes)
+    try:
+        wait_for(kept.is_whole, "all parts")
+        yield kept
+    finally:
+        kept.services.end()
+    home.assert_empty_soon()
+
+
+def test_services_live_in_a_program_that_does_not_care_for_its_children(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ignores SIGCHLD, which processes inherit: nobody can say how a part ended, but that it did."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGCHLD, before))
+    kept: Kept = request.getfixturevalue("kept")
+    for name in ("dispatcher", "pool", "fork server"):
+        victim = VICTIMS[name](os.getpid())[0]
+        victim.kill()
+        wait_for(lambda victim=victim: is_gone(victim) and kept.is_whole(), f"another {name}")  # type: ignore[misc]
+    assert len(kept.notes) == 2
+    assert all("nobody knows how" in note and "it is started again" in note for note in kept.notes)
+
+
+def test_a_service_that_can_not_be_started_for_a_moment_is_started_the_next(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine may be out of processes or memory just then; the run of days is not over."""
+    real, failures = subprocess.Popen, [BlockingIOError(errno.EAGAIN, "no more processes")] * 2
+
+    def start(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        if failures:
+            raise failures.pop()
+        return real(*arguments, **options)
+
+    monkeypatch.setattr("headrace.service_process.subprocess.Popen", start)
+    os.kill(kept.pid("workers"), signal.SIGKILL)
+    wait_for(lambda: not failures and kept.is_whole(), "another pool")
+    assert [note for note in kept.notes if "could not be started" in note and "no more processes" in note]
+
+
+@pytest.mark.parametrize("name", ["dispatcher", "pool", "worker"])
+def test_a_signal_without_a_name_is_as_good_as_any(name: str, kept: Kept) -> None:
+    """Real-time signals have none."""
+    victim = VICTIMS[name](os.getpid())[0]
+    os.kill(victim.pid, 40)
+    wait_for(lambda: is_gone(victim) and kept.is_whole(), f"another {name}")
+    assert name == "worker" or "ended by signal 40" in kept.notes[0]
+
+
+def test_an_end_that_fails_somewhere_still_leaves_nothing(
+    job: Job, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 9, whatever fails."""
+    kill = ServiceProcess.kill
+
+    def fail(process: ServiceProcess) -> str:
+        kill(process)
+        raise RuntimeError("a defect")
+
+    services = Services(job, 1)
+    monkeypatch.setattr(ServiceProcess, "kill", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        services.end()
+    home.assert_empty_soon()
+
+
+def test_a_plug_in_that_can_not_be_imported_ends_the_job_with_the_place_of_the_fault(
+    job: Job, home: Home, tmp_path: Path
+) -> None:
+    """At once, and as the user's input: not as a lack of workers after `stall_timeout_s`."""
+    (tmp_path / "slow.py").write_text("import os\n\nos.nothing_of_that_name\n")
+    with (
+        pytest.raises(RunFailed, match=rf"{tmp_path}/slow\.py:3: .*slow\.py\n") as failed,
+        open_streams(job, 2) as streams,
+    ):
+        next(iter(streams.train))
+    assert failed.value.exit_code == EXIT_USER_INPUT
+    home.assert_empty_soon()
+
+
+def test_an_edited_plug_in_changes_no_batch_though_workers_are_replaced(
+    job: Job, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 1: what a recipe names is the code that its workers loaded, and who takes a dead one's place has it too."""
+    with open_streams(job, 2) as streams:
+        taken = Taken(streams)
+        taken.take(5)
+        (tmp_path / "slow.py").write_text(COUNTER.replace("return img", "return 255 - img"))
+        dead = workers(os.getpid())
+        for worker in dead:
+            worker.kill()
+        taken.take_until(lambda: all(map(is_gone, dead)) and len(workers(os.getpid())) == 2, "two others")
+        taken.take(20)
+    home.assert_empty_soon()
+    (tmp_path / "slow.py").write_text(COUNTER)
+    assert taken.digests == undisturbed(job, len(taken.digests), monkeypatch)
+
+
+def test_services_that_were_stopped_end_with_their_trainer(home: Home, tmp_path: Path) -> None:
+    """Stopped, they can't see that their lifeline is cut; nobody else would ever wake them."""
+    job = small_job(tmp_path)
+    with Headrace("train", job, "--workers", "1", folder=tmp_path, environment=home.environment) as trainer:
+        trainer.wait_until(lambda: bool(workers(trainer.pid)), "a worker")
+        for service in (*dispatchers(trainer.pid), *pools(trainer.pid)):
+            service.suspend()
+        trainer.process.kill()
+        trainer.finish()
+        give_up_s = time.monotonic() + GONE_WITHIN_S
+        while home.processes():
+            assert time.monotonic() < give_up_s
+            time.sleep(0.05)
+
+
 # standing services
 
 
@@ -240,8 +379,6 @@ def test_services_and_trainer_may_start_in_any_order(
             assert ended.code == 0, ended.err
             assert "Traceback" not in ended.err
     home.assert_empty_soon()
-    if order.startswith("pool"):
-        assert "waiting for the dispatcher at" in (tmp_path / "workers/command.err").read_text()
     assert digests == undisturbed(job, 10, monkeypatch)
 
 

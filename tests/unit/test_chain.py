@@ -21,6 +21,7 @@ from tests.unit.test_purity import FLOAT_ONLY, GRAY_ONLY, REQUIRED
 from workers.chain import CompiledChain, compile_chain
 from workers.chain_library import ALLOWED, FORBIDDEN
 from workers.randomness import SampleRandomness
+from workers.unserved import CannotServe
 
 CHAINS = Path(__file__).parents[2] / "configs" / "chains"
 
@@ -331,10 +332,27 @@ def test_a_plug_in_class_is_known_by_its_name(plugin: ModuleType) -> None:
 
 
 def test_a_plug_in_must_be_there_and_be_the_same_source(plugin: ModuleType, tmp_path: Path) -> None:
+    """What stands in the way is this worker's own: another may serve the stream."""
     chain = Chain(file="f", nodes=())
-    for digest, modules in (("0" * 64, {"dim": plugin}), (source_digest("dim.py", tmp_path), {})):
-        with pytest.raises(ConfigError, match="--plugins dim"):
+    for digest, modules, way_out in (
+        ("0" * 64, {"dim": plugin}, "put it back"),
+        (source_digest("dim.py", tmp_path), {}, "--plugins dim"),
+    ):
+        with pytest.raises(CannotServe, match=way_out):
             compile_chain(Recipe(chain=chain, plugins={"dim": digest}), modules)
+
+
+def test_a_plug_in_that_was_edited_after_it_was_loaded_makes_the_bytes_of_what_was_loaded(
+    plugin: ModuleType, tmp_path: Path
+) -> None:
+    """Law 1: a job that began before the edit gets its own bytes, and one that began after it none that are wrong."""
+    before = source_digest("dim.py", tmp_path)
+    (tmp_path / "dim.py").write_text(PLUGIN.replace("img >> self.shift", "img << self.shift"))
+    chain = Chain(file="f", nodes=(ChainNode(name="Dim", params={"shift": 2}),))
+    compiled = compile_chain(Recipe(chain=chain, plugins={"dim": before}), {"dim": plugin})
+    assert (compiled.apply(image(), 1, 0, 0) == image() >> 2).all()
+    with pytest.raises(CannotServe, match=r"restart these workers: .*dim\.py was changed"):
+        compile_chain(Recipe(chain=chain, plugins={"dim": source_digest("dim.py", tmp_path)}), {"dim": plugin})
 
 
 def test_a_failing_transform_is_named_with_its_path(plugin: ModuleType) -> None:

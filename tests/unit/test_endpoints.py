@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.transport import MAX_IPC_PATH_NBYTES, check_endpoint
-from workers.pool_bounds import pool_bounds, pool_name
+from workers.pool_bounds import check_hang_s, pool_bounds, pool_name
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_what_is_no_address_or_nobodys_is_refused(endpoint: str) -> None:
 
 def test_a_pools_bounds_hold_its_beginning() -> None:
     """Unsaid, the upper bound is twice the cores or 8, and never below what was asked for."""
-    assert pool_bounds(2, 1, 6) == (1, 6)
-    assert pool_bounds(1, 1, 0) == (1, max(8, 2 * (os.cpu_count() or 1)))
-    assert pool_bounds(1000, 1, 0) == (1, 1000)
+    assert pool_bounds(2, 1, 6) == (2, 1, 6)
+    assert pool_bounds(1, 1, 0) == (1, 1, max(8, 2 * (os.cpu_count() or 1)))
+    assert pool_bounds(1000, 1, 0) == (1000, 1, 1000)
     for bad in [(7, 1, 6), (1, 2, 6), (3, 4, 0)]:
         with pytest.raises(ConfigError, match="--num"):
             pool_bounds(*bad)
@@ -60,3 +60,32 @@ def test_a_pools_name_is_kept_and_a_missing_one_is_new() -> None:
     for bad in ("a b", "ä", "-x", "x" * 33):
         with pytest.raises(ConfigError, match="--name"):
             pool_name(bad)
+
+
+def test_limits_that_no_number_meets_are_told_as_such() -> None:
+    """--num is not to blame, and need not even have been given."""
+    for num in (None, 2):
+        with pytest.raises(ConfigError, match=r"--max\n  expected: at least --min 8\n  got:      4"):
+            pool_bounds(num, 8, 4)
+    with pytest.raises(ConfigError, match=r"--num\n  expected: a number of workers from --min 1 to --max 4"):
+        pool_bounds(5, 1, 4)
+
+
+@pytest.mark.parametrize(
+    ("num", "minimum", "maximum", "begins_with"),
+    [(None, 1, 0, 2), (None, 8, 0, 8), (None, 1, 1, 1), (5, 1, 8, 5), (None, 3, 3, 3)],
+)
+def test_a_pool_begins_with_two_workers_where_its_limits_allow_it(
+    num: int | None, minimum: int, maximum: int, begins_with: int
+) -> None:
+    """`--min 8` alone says enough."""
+    bounds = pool_bounds(num, minimum, maximum)
+    assert (bounds.num, bounds.minimum) == (begins_with, minimum)
+    assert bounds.maximum == maximum or (maximum == 0 and bounds.maximum >= max(8, os.cpu_count() or 1))
+
+
+@pytest.mark.parametrize("hang_s", [0.0, -1.0, float("nan")])
+def test_a_time_after_which_every_worker_hangs_is_refused(hang_s: float) -> None:
+    """A pool that kills its workers at once would do nothing else."""
+    with pytest.raises(ConfigError, match=r"--hang-s\n  expected: seconds, above 0"):
+        check_hang_s(hang_s)

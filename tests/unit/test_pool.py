@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import typing
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import EXIT_USER_INPUT, RunFailed
 from pipeline.messages import AnyMessage, WorkerDied
 from pipeline.service_messages import Condemned, Resize
 from workers import pool_member as module
-from workers.pool import FIRST_BACKOFF_S, LEAVE_S, LOOK_S, Pool, PoolConfig
+from workers.pool import FIRST_BACKOFF_S, LEAVE_S, LOOK_S, Pool, PoolConfig, WorkersRefused
 from workers.pool_member import FORK_SERVER_LOST
 from workers.progress import IDLE, ProgressSlot
+from workers.worker_config import REFUSAL
 
 HANG_S = 5.0
 
@@ -28,6 +31,7 @@ class Process:
         self.exitcode: int | None = None
         self.num_asked_to_leave = 0
         self.progress_path: Path = args[0].progress_path
+        self.trace_path: Path = args[0].trace_path
         self.position_at_start: int | None = None
 
     def start(self) -> None:
@@ -276,3 +280,61 @@ def test_a_fork_server_that_dies_under_a_start_is_no_end_of_the_pool(
     assert len(bench.pool.members) == 1
     bench.pool.look(bench.now_s + FIRST_BACKOFF_S)
     assert len(bench.pool.members) == 2
+
+
+def refuse(bench: Bench) -> None:
+    """The present worker ends as one whose plug-in can't be imported."""
+    process = bench.current()
+    process.trace_path.write_text(f"{REFUSAL}plug.py:3: plug.py\n  got:      NameError")
+    process.exitcode = EXIT_USER_INPUT
+
+
+def restarted(bench: Bench) -> Bench:
+    """The same, with a worker that has not yet loaded what it needs."""
+    bench.pool.has_begun = False
+    ProgressSlot(bench.process.progress_path).start()
+    return bench
+
+
+def test_a_pool_whose_workers_can_not_begin_ends_with_what_the_user_wrote_wrongly(bench: Bench) -> None:
+    """Another start would find the same, and nobody reads a worker's own stderr."""
+    refuse(restarted(bench))
+    with pytest.raises(WorkersRefused) as raised:
+        bench.looks_for(LOOK_S)
+    assert str(raised.value) == "plug.py:3: plug.py\n  got:      NameError"
+    assert raised.value.exit_code == EXIT_USER_INPUT
+    (died,) = bench.voice.said
+    assert typing.cast(WorkerDied, died).cause == str(raised.value)
+    bench.pool.end()
+
+
+def test_a_pool_that_has_worked_tries_again_when_a_worker_can_not_begin(bench: Bench) -> None:
+    """The user may be editing the plug-in just now; until it is whole again, the cause says what is wrong."""
+    bench.process.exitcode = -signal.SIGKILL
+    bench.looks_for(1.0)
+    refuse(bench)
+    bench.looks_for(1.0)
+    assert "NameError" in typing.cast(WorkerDied, bench.voice.said[-1]).cause
+    assert bench.current().exitcode is None
+
+
+def test_a_transform_that_ends_its_process_with_code_2_does_not_end_the_pool(bench: Bench) -> None:
+    """Only a worker's own words count."""
+    restarted(bench).process.exitcode = EXIT_USER_INPUT
+    bench.looks_for(1.0)
+    assert typing.cast(WorkerDied, bench.voice.said[0]).cause == "ended with exit code 2"
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(bench: Bench) -> None:
+    """Real-time signals have none; they must not end the pool."""
+    bench.process.exitcode = -40
+    bench.looks_for(LOOK_S)
+    assert typing.cast(WorkerDied, bench.voice.said[0]).cause == "killed by signal 40"
+
+
+def test_a_pool_whose_directory_was_removed_ends(bench: Bench) -> None:
+    """It could never start a worker again; whoever watches it starts it anew, with another."""
+    shutil.rmtree(bench.pool.config.directory)
+    bench.process.exitcode = -signal.SIGKILL
+    with pytest.raises(RunFailed, match="was removed"):
+        bench.looks_for(1.0)

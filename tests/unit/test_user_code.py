@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import py_compile
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 import pipeline.user_code
 from pipeline.errors import ConfigError, Problem
-from pipeline.user_code import PRIVATE_PREFIX, load_attribute, load_module, source_digest
+from pipeline.user_code import PRIVATE_PREFIX, load_attribute, load_module, loaded_digest, source_digest
 
 
 def only_problem(error: ConfigError) -> Problem:
@@ -117,3 +119,33 @@ def test_a_module_without_source_has_no_digest(tmp_path: Path, reference: str) -
     (tmp_path / "package" / "__init__.py").write_text("")
     with pytest.raises(ConfigError):
         source_digest(reference, tmp_path)
+
+
+@pytest.mark.parametrize("reference", ["edited_plug.py", "edited_plug", "edited_package.plug"])
+def test_a_module_keeps_the_digest_of_the_source_that_was_run(reference: str, tmp_path: Path) -> None:
+    """The file may be edited at any time, also within the second that a .pyc takes for the same version."""
+    (tmp_path / "edited_package").mkdir()
+    (tmp_path / "edited_package" / "__init__.py").write_text("")
+    file = tmp_path / ("edited_package/plug.py" if "package" in reference else "edited_plug.py")
+    file.write_text("value = 1\n")
+    moment = file.stat().st_mtime_ns
+    py_compile.compile(str(file))
+    file.write_text("value = 2\n")
+    os.utime(file, ns=(moment, moment))
+    wanted = source_digest(reference, tmp_path)
+    module = load_module(reference, tmp_path)
+    assert (module.value, loaded_digest(module)) == (2, wanted)
+
+    file.write_text("value = 3\n")
+    assert loaded_digest(load_module(reference, tmp_path)) == wanted != source_digest(reference, tmp_path)
+
+
+def test_a_module_that_was_imported_before_has_the_digest_it_had_when_it_was_loaded(tmp_path: Path) -> None:
+    """One plug-in may import another."""
+    (tmp_path / "imported_first.py").write_text("value = 1\n")
+    (tmp_path / "importer.py").write_text("import imported_first\n")
+    wanted = source_digest("imported_first", tmp_path)
+    for reference in ("importer", "imported_first"):
+        module = load_module(reference, tmp_path)
+    (tmp_path / "imported_first.py").write_text("value = 2\n")
+    assert loaded_digest(module) == wanted

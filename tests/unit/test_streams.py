@@ -1,0 +1,102 @@
+"""The streams of a worker: what it opens for them, keeps, and drops."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.job import ArraysSource
+from pipeline.messages import OpenStream, StreamSpec
+from pipeline.recipe import BatchSpec, Chain, ChainNode, Recipe
+from pipeline.sources import Source, open_source
+from pipeline.timeline import TimelineEntry
+from workers.streams import OpenStreams, StreamId
+from workers.unserved import CannotServe
+
+FLIP, INVERT = (
+    Recipe(chain=Chain(file="chain.yaml", nodes=(ChainNode(name=name),))) for name in ("HorizontalFlip", "InvertImg")
+)
+
+
+class Bench:
+    """A worker's streams over one source, whose content can be changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.config = ArraysSource(path=folder / "photos.npz")
+        self.write(8)
+        self.streams = OpenStreams({"photos": self.config}, (), folder, "w1")
+
+    def write(self, num_samples: int) -> Source:
+        """The source, changed, as a trainer opens it."""
+        images = np.zeros((num_samples, 4, 4, 3), np.uint8)
+        np.savez(self.config.path, images=images, labels=np.arange(num_samples))
+        return open_source(self.config)
+
+    def open(self, name: str, source: Source, recipe: Recipe = FLIP) -> StreamId:
+        spec = StreamSpec(
+            source="photos", source_fingerprint=source.fingerprint, num_samples=len(source), seed=0, shuffle=True,
+            last_batch="drop", end_position=len(source), slice_size=4, recipes=(recipe,), endpoint="ipc:///nowhere",
+            timeline=(TimelineEntry(start=0, step=0, recipe=recipe.digest, batch_size=4),),
+        )  # fmt: skip
+        self.streams.open(OpenStream(stream=name, incarnation=1, spec=spec))
+        return name, 1
+
+    def probe(self, stream: StreamId, recipe: Recipe = FLIP) -> None:
+        assert isinstance(self.streams.probe(stream, recipe.digest), BatchSpec)
+
+
+@pytest.fixture(name="bench")
+def _bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_a_pool_that_stands_serves_the_next_job_though_its_source_has_changed(bench: Bench) -> None:
+    """Also while the earlier job goes on with what it began with."""
+    first = bench.open("first", bench.write(8))
+    bench.probe(first)
+    second = bench.open("second", bench.write(12))
+    bench.probe(second)
+    bench.probe(first)
+
+
+def test_a_source_that_is_not_the_trainers_is_no_fault_of_the_stream(bench: Bench) -> None:
+    """It may be right on another machine, and here as soon as the folder is: nothing is remembered."""
+    wanted = bench.write(12)
+    bench.write(8)
+    stream = bench.open("s", wanted)
+    with pytest.raises(CannotServe) as raised:
+        bench.probe(stream)
+    assert "12 samples" in raised.value.problems[0].expected
+    assert "8 samples" in raised.value.problems[0].got
+    assert "--source photos=DIR" in raised.value.problems[0].way_out
+    bench.write(12)
+    bench.probe(stream)
+
+
+def test_a_source_that_is_missing_here_is_no_fault_of_the_stream(bench: Bench) -> None:
+    """A mount may be."""
+    stream = bench.open("s", bench.write(8))
+    bench.config.path.unlink()
+    with pytest.raises(CannotServe, match=r"photos\.npz"):
+        bench.probe(stream)
+
+
+def test_what_no_open_stream_needs_is_dropped(bench: Bench) -> None:
+    """A pool that stands for months sees many jobs, each with a source and chains of its own."""
+    source = bench.write(8)
+    streams = [bench.open("a", source), bench.open("b", source), bench.open("c", source, INVERT)]
+    for stream, recipe in zip(streams, (FLIP, FLIP, INVERT), strict=True):
+        bench.probe(stream, recipe)
+    opened = weakref.ref(next(iter(bench.streams._sources.values())))
+    chains = [weakref.ref(bench.streams._chains[recipe.digest]) for recipe in (FLIP, INVERT)]
+    del source
+
+    def alive() -> list[bool]:
+        return [known() is not None for known in (opened, *chains)]
+
+    for number, expected in enumerate(([True, True, True], [True, False, True], [False, False, False])):
+        bench.streams.close(streams[number])
+        assert expected == alive()
