@@ -8,10 +8,9 @@ With 0 workers everything happens in this process and thread.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,6 +22,7 @@ from headrace.standing import StandingServices
 from headrace.stream_report import describe_stream
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
+from pipeline.following import is_given
 from pipeline.messages import StreamSpec
 from pipeline.order import Order
 from pipeline.plan import (
@@ -37,6 +37,7 @@ from pipeline.plan import (
 )
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.run_folder import RunFolder
+from pipeline.run_history import read_changes
 from pipeline.service_messages import StreamReport
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
@@ -46,6 +47,7 @@ from trainer.buffers import BufferPool
 from trainer.course import Course
 from trainer.device import choose_device
 from trainer.inline import InlineReceiver
+from trainer.likeness import likeness_of, model_likeness
 from trainer.notes import Notes
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import ReceiverState
@@ -73,9 +75,12 @@ class Streams:
         connect: str | None = None,
         start: StreamStart = _FROM_THE_FIRST_BATCH,
         automatic: bool = False,
+        on_stop: Callable[[], str] | None = None,
     ) -> None:
         """connect: a standing dispatcher to use instead of own services; automatic: the number of workers follows
-        the need. ConfigError if a chain of the job is refused by the workers, or can't go with the others."""
+        the need; on_stop: called for an operator's `headrace stop`, says what becomes of it; a run folder: its job's
+        model is trained on the batches. ConfigError if a chain of the job is refused by the workers, or can't go with
+        the others."""
         self._job = job
         self._folder = folder
         self._run = uuid.uuid4().hex[:12]
@@ -85,8 +90,8 @@ class Streams:
         """Bad samples met so far, in all streams; each was named when it was met."""
         self.quarantined = {role: dict(start.quarantined.get(role, {})) for role in ("train", "eval")}
         """Stream role -> position -> attempt to begin with; all of it is on disk, if there is a run folder."""
-        self.stop_requested = threading.Event()
-        """Set by an operator's `headrace stop`."""
+        self._on_stop = on_stop
+        self._is_stop_told = False
         self._notes = Notes(folder.append_event if folder is not None else None)
         self._begun_with = start.fingerprint
         self._is_standing = connect is not None
@@ -103,7 +108,9 @@ class Streams:
         elif num_workers:
             self._services = Services(job, num_workers, automatic=automatic, on_trouble=self._note_trouble)
         try:
-            self.train = self._open_train(start, start_position)
+            if folder is not None and self._services is not None:
+                folder.publish(self._services.dispatcher, self._name("train"))
+            self._open_train(start, start_position)
         except BaseException:
             self.close()
             raise
@@ -130,12 +137,13 @@ class Streams:
     def evaluate(self) -> Iterator[Batch]:
         """One pass over the held-out source, in its order; `train` keeps its window meanwhile."""
         assert self._job.eval is not None, "the job has no eval section"
-        stream = self._open_eval()
+        stream, course = self._open_eval(self._window)
         try:
+            _ = stream.spec
+            self._batch_specs["eval"] = dict(course.batch_specs)  # so that the next pass need not wait for a probe
             yield from stream
         finally:
-            stream.close()
-            self._opened.discard(stream)
+            self._end(stream)
 
     def close(self) -> None:
         """End the streams and the services."""
@@ -148,7 +156,7 @@ class Streams:
             self._services.end()
             self._services = None
 
-    def _open_train(self, start: StreamStart, start_position: int) -> BatchStream:
+    def _open_train(self, start: StreamStart, start_position: int) -> None:
         job, folder = self._job, self._folder
         source = self._source(job.config.train.source)
         entries, recipes = begin_timeline(job, len(source), start, start_position, folder)
@@ -158,36 +166,53 @@ class Streams:
             if folder is not None:
                 record_change(folder, recipe, change)
 
+        changes = read_changes(folder.path) if folder is not None else ()
         course = Course(
             timeline,
             recipes,
             window=self._window,
-            is_shape_free=job.config.shape == "free",
+            likeness=likeness_of(job, is_trained=folder is not None),
             free_from_step=start.free_from_step,
+            last_change_step=changes[-1].from_step if changes else 0,
             record=record,
         )
-        stream, receiver = self._open("train", source, spec, course, start.head_step)
-        if folder is not None:
-            if self._services is not None:
-                folder.publish(self._services.dispatcher, self._name("train"))
-            self._edits = ChainEdits(job, receiver.wish, self._notes)
-            self._edits.start()
-        return stream
+        self.train, receiver = self._open("train", source, spec, course, start.head_step)
+        if folder is None:
+            _ = self.train.spec  # every recipe ahead is probed before the first step
+            return
+        self._try_chains()
+        if is_given(changes):
+            self._notes.tell("edits_not_followed", "the run keeps to its given timeline; edits of chain files wait")
+            return
+        self._edits = ChainEdits(job, receiver.wish, self._notes)
+        self._edits.start()
 
-    def _open_eval(self) -> BatchStream:
+    def _try_chains(self) -> None:
+        """Every chain that the run will use is probed before its first step; ConfigError for one that can't work."""
+        if self._job.eval is None:
+            _ = self.train.spec
+            return
+        # Both at once; nothing is made for the evaluation, whose turn comes after an epoch.
+        trial, course = self._open_eval(lambda batch_size, spec: 0 * self._window(batch_size, spec))
+        trained, shown, recipe = self.train.spec, trial.spec, self._job.eval
+        self._batch_specs["eval"] = dict(course.batch_specs)
+        self._end(trial)
+        if problems := model_likeness(self._job).problems(recipe, shown, trained):
+            raise ConfigError(problems)
+
+    def _open_eval(self, window: Callable[[int, BatchSpec], int]) -> tuple[BatchStream, Course]:
         job = self._job
         source, recipes = self._source(section_of(job.config, "eval").source), job_recipes(job, "eval")
         entries = first_entries(job, "eval", len(source))
         spec, timeline = plan_stream(job, "eval", source, self._endpoint("eval"), entries, recipes)
-        course = Course(timeline, recipes, window=self._window, batch_specs=self._batch_specs["eval"])
+        course = Course(timeline, recipes, window=window, batch_specs=self._batch_specs["eval"])
         stream, _ = self._open("eval", source, spec, course, 0)
-        self._batch_specs["eval"] = dict(course.batch_specs)  # so that the next pass need not wait for a probe
-        return stream
+        return stream, course
 
     def _open(
         self, role: Role, source: Source, spec: StreamSpec, course: Course, head_step: int
     ) -> tuple[BatchStream, Receiver | InlineReceiver]:
-        """The stream, once its first batches may be made; it is closed with the others."""
+        """The stream, of which nothing is made before every recipe ahead was probed; it is closed with the others."""
         receiver: Receiver | InlineReceiver
         if self._services is not None:
             receiver = self._receiver(role, spec, course, head_step)
@@ -195,13 +220,11 @@ class Streams:
             receiver = self._inline_receiver(role, spec, course, head_step)
         stream = BatchStream(receiver, num_samples=len(source), classes=source.classes, device=self._device)
         self._opened.add(stream)
-        try:
-            _ = stream.spec  # every recipe ahead is probed before the first step
-        except BaseException:
-            stream.close()
-            self._opened.discard(stream)
-            raise
         return stream, receiver
+
+    def _end(self, stream: BatchStream) -> None:
+        stream.close()
+        self._opened.discard(stream)
 
     def _receiver(self, role: Role, spec: StreamSpec, course: Course, head_step: int) -> Receiver:
         services, config, is_train = self._services, self._job.config, role == "train"
@@ -232,7 +255,7 @@ class Streams:
             stall=StallPolicy(config.stall_timeout_s, config.on_stall, spec.source, self._is_standing),
             check_services=services.check,
             on_outcome=self._swap_ended,
-            on_stop=self._stop_asked,
+            on_stop=self._stop_asked if self._on_stop is not None else None,
             recipe_of=self._job.recipe_of if is_train else None,
             describe=describe if is_train else None,
             fingerprint=self._begun_with if is_train else self.worker_fingerprint,
@@ -284,17 +307,22 @@ class Streams:
         return BufferPool(max_free=self._job.config.window_batches + 2, pinned=self._device.type == "cuda")
 
     def _note_trouble(self, note: str) -> None:
-        self._notes.tell("service_trouble", note)
+        # Others' services may never have been started; a job's own come back by themselves.
+        self._notes.tell("service_trouble", note, on_terminal=True if self._is_standing else None)
 
-    def _stop_asked(self) -> None:
-        if not self.stop_requested.is_set():
-            self.stop_requested.set()
+    def _stop_asked(self) -> str:
+        assert self._on_stop is not None
+        if not self._is_stop_told:
+            self._is_stop_told = True
             self._notes.tell("stop_asked", "`headrace stop` asked the run to stop")
+        return self._on_stop()
 
     def _swap_ended(self, wish: Wish, outcome: Outcome) -> None:
         fields: dict[str, Any] = {"operation": wish.operation, "why": wish.why}
         if outcome.step is not None:
             self._notes.tell("swap", outcome.text, step=outcome.step, **fields)
+        elif outcome.is_surprise:
+            self._notes.tell("swap_without_effect", outcome.text, on_terminal=True, **fields)
         elif outcome.done:
             self._notes.record("swap_without_effect", note=outcome.text, **fields)
         else:
@@ -348,9 +376,12 @@ def open_streams(
     connect: str | None = None,
     start: StreamStart = _FROM_THE_FIRST_BATCH,
     automatic: bool = False,
+    on_stop: Callable[[], str] | None = None,
 ) -> Iterator[Streams]:
     """The job's streams; services and sockets are gone when the block ends."""
-    streams = Streams(job, num_workers, folder, start_position, connect=connect, start=start, automatic=automatic)
+    streams = Streams(
+        job, num_workers, folder, start_position, connect=connect, start=start, automatic=automatic, on_stop=on_stop
+    )
     try:
         yield streams
     finally:

@@ -32,6 +32,8 @@ class Target:
     """"": the only one."""
     is_run: bool = False
     """The dispatcher is a run's own, which starts it again when it dies."""
+    pid: int = 0
+    """Of the run that was named by its folder."""
 
     def operator(self) -> Operator:
         """A socket to it."""
@@ -51,9 +53,10 @@ def find_target(run_dir: Path | None, connect: str | None, stream: str = "") -> 
     if not run.endpoint:
         raise PeerUnreachable(
             f"the run in {run_dir} (process {run.pid}) has no dispatcher yet\n"
-            "  to go on: try again in a second, if it is just starting; with 0 workers a run never has one"
+            "  to go on: try again in a second, if it is just starting; with 0 workers a run never has one: "
+            f"then `kill -TERM {run.pid}` stops it so that it can be resumed"
         )
-    return Target(endpoint=run.endpoint, stream=stream or run.stream, is_run=True)
+    return Target(endpoint=run.endpoint, stream=stream or run.stream, is_run=True, pid=run.pid)
 
 
 def wrong_arguments(expected: str, got: str, way_out: str = "") -> ConfigError:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from pipeline.errors import EXIT_INTERRUPTED
 from trainer.stopping import StopRequest
@@ -20,23 +21,43 @@ from trainer.stopping import StopRequest
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
 _END_WITHIN_S = 10.0
 """After the second signal: closing services takes up to three seconds, and a hung disk for ever. Chosen."""
-_LOOK_EVERY_S = 0.2
+OPERATOR = "headrace stop"
 
 
 class StopOnSignals:
     """Use `stopping_on_signals`."""
 
-    def __init__(self, stop: StopRequest, grace_s: float) -> None:
+    def __init__(self, stop: StopRequest, grace_s: float, *, has_handlers: bool) -> None:
         self._stop = stop
+        self._has_handlers = has_handlers
         self._grace_s = grace_s
         self._num_signals = 0
         self._timers: list[threading.Timer] = []
         self._why = ""
         self._is_over = threading.Event()
+        self._is_held = True
+        self._held_number: int | None = None
 
-    def watch(self, stop_requested: threading.Event) -> None:
-        """From now on that event, an operator's wish, is as the first signal."""
-        threading.Thread(target=self._watch, args=(stop_requested,), name="wishes to stop", daemon=True).start()
+    def listen(self) -> None:
+        """KeyboardInterrupt if a signal has come already; the caller can clean up by now what it had begun."""
+        self._is_held = False
+        if self._held_number is not None:
+            self._interrupt(self._held_number)
+
+    def ask(self) -> str:
+        """An operator's wish, from any thread, as the first signal; says what will come of it."""
+        if self._is_over.is_set():
+            return "the run has ended"
+        text = "the run finishes its step, writes a checkpoint and stops"
+        if not self._stop.has_begun:
+            text = "the run stops before its next step; `headrace train --resume` begins with that step"
+        if not self._why and not self._stop.is_requested:
+            self._why = OPERATOR
+            if self._has_handlers:
+                os.kill(os.getpid(), signal.SIGTERM)  # it must also end the main thread's wait for a batch
+            else:
+                self._stop.leave(OPERATOR)
+        return text
 
     def is_done(self) -> None:
         """The checkpoint is written: no limit runs any more."""
@@ -52,11 +73,17 @@ class StopOnSignals:
             self._stop.request(self._stop.why)
             return
         self._num_signals += 1
+        if self._num_signals == 1 and self._is_held and not self._stop.has_begun:
+            self._held_number = number
+            return
         if self._num_signals == 1 and self._stop.has_begun:
             text = f"not stopped within checkpoint.grace_s ({self._grace_s:g} s): ended without a last checkpoint"
             self._end_after(self._grace_s, text)
             self._stop.request(self._why or signal.Signals(number).name)
             return
+        self._interrupt(number)
+
+    def _interrupt(self, number: int) -> NoReturn:
         self._stop.why = self._stop.why or self._why or signal.Signals(number).name
         self._end_after(_END_WITHIN_S, "ended at once")
         raise KeyboardInterrupt
@@ -67,25 +94,19 @@ class StopOnSignals:
         self._timers.append(timer)
         timer.start()
 
-    def _watch(self, stop_requested: threading.Event) -> None:
-        while not self._is_over.is_set():
-            if stop_requested.wait(_LOOK_EVERY_S):
-                if not self._stop.is_requested:
-                    self._why = "headrace stop"
-                    os.kill(os.getpid(), signal.SIGTERM)  # it must also end the main thread's wait for a batch
-                return
-
 
 @contextmanager
 def stopping_on_signals(stop: StopRequest, grace_s: float) -> Iterator[StopOnSignals]:
     """Inside, the first Ctrl-C or SIGTERM is a request, once `stop` says that the run has begun.
 
-    Before that, and for a second one, it is a KeyboardInterrupt. A stop that takes longer than `grace_s` ends the
-    process with EXIT_INTERRUPTED, without a last checkpoint; its services end by themselves.
+    Before that it is a KeyboardInterrupt, from the caller's `listen` on; so is a second one at any time. A stop that
+    takes longer than `grace_s` ends the process with EXIT_INTERRUPTED, without a last checkpoint; its services end by
+    themselves.
     """
-    handlers = StopOnSignals(stop, grace_s)
-    if threading.current_thread() is not threading.main_thread():
-        yield handlers  # only the main thread may set handlers
+    is_main = threading.current_thread() is threading.main_thread()  # only the main thread may set handlers
+    handlers = StopOnSignals(stop, grace_s, has_handlers=is_main)
+    if not is_main:
+        yield handlers
         return
     before = {number: signal.signal(number, handlers.handle) for number in _NUMBERS}
     try:

@@ -146,7 +146,14 @@ def _jobs(jobs: Sequence[StreamStatus], stream: str) -> list[Text]:
         rate = f"{report.samples_per_s:.0f}" if report else "?"
         waited = f"{100 * report.waited_fraction:.0f} %" if report else "?"
         table.append((name, job.stream, step, rate, waited))
-    return [*columns(table, "<<>>>"), *_more(len(jobs) - _MAX_JOBS, "jobs")]
+    waiting = [job for job in jobs if _is_waiting(job)][:_MAX_NOTES]
+    notes = [(shortened(job.report.job, 12), brief(job.report.notes[-1])) for job in waiting if job.report]
+    return [*columns(table, "<<>>>"), *_more(len(jobs) - _MAX_JOBS, "jobs"), *rows(notes)]
+
+
+def _is_waiting(job: StreamStatus) -> bool:
+    """Nothing arrives, and its trainer has said something of it."""
+    return job.report is not None and bool(job.report.notes) and not (job.window and job.report.samples_per_s)
 
 
 def _pools(status: Status) -> list[Text]:

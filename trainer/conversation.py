@@ -66,10 +66,13 @@ class Conversation:
         lock: threading.Condition,
         fingerprint: str = "",
         recipe_of: Callable[[Chain], Recipe] | None = None,
-        on_stop: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], str] | None = None,
         samples_per_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        """`recipe_of`: what an operator's chain is in this job; None for a stream that can't be swapped."""
+        """`recipe_of`: what an operator's chain is in this job; None for a stream that can't be swapped.
+
+        `on_stop`: begins to stop the run, and says what that means; None where only the user's own program can.
+        """
         self.fingerprint = fingerprint
         self.is_registered = False
         self.outbox: list[AnyMessage] = []
@@ -222,8 +225,7 @@ class Conversation:
         while len(self._asked) > MAX_OPERATIONS:
             del self._asked[next(iter(self._asked))]
         if isinstance(message, StopAsked):
-            self._on_stop()
-            self._answer(operation, Outcome(done=True, text="the run finishes its step, writes a checkpoint and stops"))
+            self._answer(operation, self._stop())
         elif (outcome := self._swapping.outcome(operation)) is not None:
             self._answer(operation, outcome)
         elif self._recipe_of is None:
@@ -232,6 +234,11 @@ class Conversation:
             recipe = self._recipe_of(message.chain) if message.chain is not None else None
             self.wish(Wish(operation=operation, recipe=recipe, at_step=message.at_step))
         return True
+
+    def _stop(self) -> Outcome:
+        if self._on_stop is None:
+            return Outcome(done=False, text="this stream belongs to a program of the user's own: stop that one")
+        return Outcome(done=True, text=self._on_stop())
 
     def _answer(self, operation: str, outcome: Outcome) -> None:
         locations = tuple(Location.of(problem) for problem in outcome.problems)

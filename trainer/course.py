@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, Problem, RemoteProtocolError
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
 from pipeline.wire import field_nbytes
-from trainer.finish import delivered_text
+from trainer.likeness import ONE_SHAPE, Likeness
 
 Record = Callable[[Recipe, TimelineChange], None]
 """Writes a change and its recipe down; RunFailed if that is impossible."""
@@ -29,20 +29,22 @@ class Course:
         *,
         window: Callable[[int, BatchSpec], int],
         batch_specs: Mapping[str, BatchSpec] | None = None,
-        is_shape_free: bool = False,
+        likeness: Likeness = ONE_SHAPE,
         free_from_step: int = 0,
+        last_change_step: int = 0,
         record: Record = lambda recipe, change: None,
     ) -> None:
-        """`window`: batches in flight for a batch size and a spec; `free_from_step`: no change begins below it."""
+        """`window`: batches in flight for a batch size and a spec; `free_from_step`: no change begins below it;
+        `last_change_step`: where the latest change that is on disk begins."""
         self.timeline = timeline
         self.recipes = dict(recipes)
         self.batch_specs = dict(batch_specs or {})
-        self.is_shape_free = is_shape_free
+        self.likeness = likeness
         self.free_from_step = free_from_step
         self.revision = 0
         """Rises with each change of the timeline."""
-        self.last_change_step = 0
-        """Where the latest change of this process begins; it may not have been reached yet."""
+        self.last_change_step = last_change_step
+        """It may not have been reached yet."""
         self._window = window
         self._record = record
 
@@ -63,11 +65,10 @@ class Course:
         known = {**self.batch_specs, digest: spec}
         if all(entry.recipe in known for entry in ahead):
             here, *later = ahead
-            problems = [
-                problem
-                for entry in later
-                for problem in self.shape_problems(self.recipes[entry.recipe], known[entry.recipe], known[here.recipe])
-            ]
+            problems: list[Problem] = []
+            for entry in later:
+                recipe, later_spec = self.recipes[entry.recipe], known[entry.recipe]
+                problems += self.likeness.problems(recipe, later_spec, known[here.recipe])
             if problems:
                 raise ConfigError(dict.fromkeys(problems))
             for entry in ahead:
@@ -83,22 +84,6 @@ class Course:
     def spec_at(self, step: int) -> BatchSpec:
         """What a step delivers; its recipe was probed."""
         return self.batch_specs[self.timeline.entry_at(step).recipe]
-
-    def shape_problems(self, recipe: Recipe, spec: BatchSpec, present: BatchSpec) -> list[Problem]:
-        """Why batches of this recipe can't follow those of the present one, if the job wants all of one shape."""
-        if self.is_shape_free or delivered_text(spec) == delivered_text(present):
-            return []
-        chain = recipe.chain
-        return [
-            Problem(
-                file=chain.file,
-                line=chain.line,
-                path=chain.path,
-                expected=f"what the job's chain delivers, {delivered_text(present)}",
-                got=delivered_text(spec),
-                way_out="end in the same size, dtype and layout, or set `shape: free` in the job",
-            )
-        ]
 
     def window_problems(self, spec: BatchSpec, batch_sizes: Iterable[int]) -> tuple[Problem, ...]:
         """Why no batch of this spec can be in flight."""

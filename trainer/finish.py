@@ -32,6 +32,14 @@ def delivered_text(spec: BatchSpec) -> str:
     return f"{', '.join(texts)} ({'NCHW' if is_first else 'NHWC'})"
 
 
+def trained_text(spec: BatchSpec) -> str:
+    """The same without the image's size, such as `image float32 with 3 channels, label int64 (NCHW)`."""
+    height, width, num_channels = spec.fields[0].shape
+    is_first = spec.finish.channels_first
+    sized = _sizes((num_channels, height, width) if is_first else (height, width, num_channels))
+    return delivered_text(spec).replace(sized, f"with {num_channels} channels", 1)
+
+
 def _sizes(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 

@@ -122,7 +122,7 @@ class _Training:
         prepare_torch(config)
         self._device = choose_device(config.device)
         self._config, self._streams, self._folder, self._stop = config, streams, folder, stop
-        self._model_record = _model_record(job, streams.train)
+        self._model_record = _model_record(job, streams.train, resumed)
         section = config.model
         factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
         self._model = self._model_record.build(factory).to(self._device)
@@ -162,6 +162,8 @@ class _Training:
             if self._config.eval is not None and record.evaluated_step != record.num_steps_done:
                 self._evaluate(record.num_steps_done)
         except StopNow:
+            if record.num_steps_done == 0:
+                raise  # nothing was done that a checkpoint would have to keep
             return self._stopped()
         self._checkpoint()
         self.writer.wait()
@@ -235,8 +237,6 @@ class _Training:
 
     def _stopped(self) -> Summary:
         record = self._record
-        if record.num_steps_done == 0:
-            raise KeyboardInterrupt  # nothing was done that could be gone on from
         self._checkpoint()
         self.writer.wait()
         self._folder.append_event("stopped", step=record.num_steps_done, why=self._stop.why)
@@ -264,7 +264,10 @@ def _evaluation_is_due(maybe_eval: EvalStream | None, batch: Batch, record: RunR
     return batch.epoch != record.epoch
 
 
-def _model_record(job: Job, batches: TrainBatches) -> ModelRecord:
+def _model_record(job: Job, batches: TrainBatches, resumed: Resumption | None) -> ModelRecord:
+    """A run's model is made once, for the run's first batch: with `shape: free` later ones may have another shape."""
+    if resumed is not None and resumed.checkpoint is not None:
+        return msgspec.convert(resumed.state["model"], ModelRecord)
     height, width, num_channels = batches.spec.fields[0].shape
     return ModelRecord(
         section=job.config.model.model_dump(mode="json"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 
 import torch
 
@@ -25,7 +26,9 @@ from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import RawBatch, ReceiverState, empty_batch, split_digests
 
 MAX_WRONG_DIGESTS = 20
-"""Slices damaged on their way before the run ends: one is a cosmic ray, twenty are a broken machine."""
+AMONG_SLICES = 1_000
+"""So many slices damaged on their way, of so many that came last, before the run ends: one a day is a cosmic ray, one
+in fifty a broken machine. Chosen."""
 NOTE_DROPPED_FROM = 100
 """Dropped slices of one reason, and then ten times as many, of which the user is told."""
 USUAL = ("twin", "wrong_recipe", "outside_window", "wrong_incarnation", "made before a sample of it was quarantined")
@@ -54,7 +57,9 @@ class Placing:
         self._notes = notes
         self._lock = lock
         self._batches: dict[int, RawBatch] = {}
-        self._num_wrong_digests = 0
+        self._num_checked = 0
+        self._damaged: deque[int] = deque(maxlen=MAX_WRONG_DIGESTS + 1)
+        """Which of the checked slices had other bytes than they were sent with."""
 
     def maybe_take(self) -> RawBatch | None:
         """The head batch, if it is complete; the caller holds the lock."""
@@ -115,19 +120,21 @@ class Placing:
                 return
         pull.skip_rest()
         digests = split_digests(header)
+        self._num_checked += 1
         if [sample_digest(image) for image in tensors[0].numpy()] != digests:
-            self._damaged(header.worker)
+            self._tell_of_damage(header.worker)
             return
         self._accept(header, placement, batch, digests, rows)
 
-    def _damaged(self, worker: str) -> None:
+    def _tell_of_damage(self, worker: str) -> None:
         self.drop(f"wrong digest from {worker}")
         text = f"a slice of worker {worker} arrived with other bytes than it was sent with"
         self._notes.tell("slice_damaged", text)
-        self._num_wrong_digests += 1
-        if self._num_wrong_digests > MAX_WRONG_DIGESTS:
+        self._damaged.append(self._num_checked)
+        if len(self._damaged) > MAX_WRONG_DIGESTS and self._num_checked - self._damaged[0] < AMONG_SLICES:
             dropped = self._state.dropped_text()
-            raise RunFailed(f"more than {MAX_WRONG_DIGESTS} slices arrived damaged\n  dropped: {dropped}")
+            text = f"more than {MAX_WRONG_DIGESTS} of the last {AMONG_SLICES} slices arrived damaged"
+            raise RunFailed(f"{text}\n  dropped: {dropped}")
 
     def _accept(
         self, header: SliceHeader, placement: Placement, batch: RawBatch, digests: list[bytes], rows: slice

@@ -61,7 +61,7 @@ class Receiver(threading.Thread):
         stall: StallPolicy,
         check_services: Callable[[], None] = lambda: None,
         on_outcome: Callable[[Wish, Outcome], None] = lambda wish, outcome: None,
-        on_stop: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], str] | None = None,
         recipe_of: Callable[[Chain], Recipe] | None = None,
         describe: Describe | None = None,
         fingerprint: str = "",
@@ -230,6 +230,7 @@ class Receiver(threading.Thread):
             # Unanswered registrations are not hurried by what arrives: nobody may be there to hear them.
             if is_urgent or (has_news and self._conversation.is_registered):
                 next_beat_s = min(next_beat_s, spoke_s + NEWS_EVERY_S)
+        self._send()  # an operator may have been promised what ends the stream
         self._dealer.send(encode_message(self._goodbye))
         time.sleep(0.02)  # LINGER is 0: let the goodbye out; if it is lost, the dispatcher's ttl ends the stream
 

@@ -7,6 +7,7 @@ Pure; time is an argument.
 
 from __future__ import annotations
 
+from textwrap import indent
 from typing import Literal, NamedTuple
 
 from pipeline.errors import RunFailed
@@ -76,7 +77,9 @@ class StallWatch:
             if self._told_s is None or now_s - self._told_s >= self._policy.timeout_s:
                 text = f"no slice has arrived for {stalled_s:.0f} s: {missing}"
                 return self._tell(now_s, stalled_since_s, text, is_urgent=True)
-        is_deserted = silent_s >= TOLD_AFTER_S or service is None or service.able_workers == 0
+        is_silent = silent_s >= TOLD_AFTER_S
+        # Of a silent dispatcher that is standing its own watch tells (`headrace/standing.py`).
+        is_deserted = not self._policy.is_standing if is_silent else service is None or service.able_workers == 0
         if is_deserted and stalled_s >= TOLD_AFTER_S and self._told_s is None:
             is_urgent = self._policy.is_standing or (service is not None and service.workers > service.able_workers)
             return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=is_urgent)
@@ -99,13 +102,17 @@ def _missing(service: ServiceState | None, source: str, silent_s: float, dropped
         return text + (f" (then: {_seen(service)})" if service else "")
     if service is None:
         return "the dispatcher has not said anything about workers"
-    note = f"\n  last trouble: {service.note}" if service.note else ""
-    return f"{_hint(service, source)} ({_seen(service)})" + note + (f"\n  dropped: {dropped}" if dropped else "")
+    declined = f"\n{indent(service.declined, '  ')}" if service.declined and service.able_workers == 0 else ""
+    note = f"\n  last trouble: {service.note}" if service.note and service.note != service.declined else ""
+    trouble = declined + note + (f"\n  dropped: {dropped}" if dropped else "")
+    return f"{_hint(service, source)} ({_seen(service)}){trouble}"
 
 
 def _hint(service: ServiceState, source: str) -> str:
     if service.workers == 0:
         return "no worker is connected"
+    if service.able_workers == 0 and service.declined:
+        return f"no worker can serve source {source!r} and the job's plug-ins as it was started"
     if service.able_workers == 0:
         others = ", ".join(service.sources) or "none"
         return f"no worker has source {source!r}, they have: {others}; start some with --source {source}=DIR"

@@ -33,9 +33,13 @@ class StopRequest:
 
     def request(self, why: str) -> None:
         """StopNow if the run waits for data; else it sees the request after its step."""
-        self.why = self.why or why
+        self.leave(why)
         if self._is_waiting:
             raise StopNow(self.why)
+
+    def leave(self, why: str) -> None:
+        """A request from another thread, which can end no wait: it is seen before the next item."""
+        self.why = self.why or why
 
     def while_waiting(self, items: Iterable[T]) -> Iterator[T]:
         """The items; a request ends the wait for the next one, and comes before the next one if it is there already."""

@@ -50,6 +50,8 @@ class Outcome:
     problems: tuple[Problem, ...] = ()
     step: int | None = None
     """The boundary; None where nothing has changed."""
+    is_surprise: bool = False
+    """Nothing has changed, and who made the wish has to know."""
 
     def __str__(self) -> str:
         return "\n".join([self.text, *map(str, self.problems)])
@@ -126,12 +128,12 @@ class Swapping:
                     self._end(wish, Outcome(done=False, text="there was no other recipe before the present one"))
                     continue
                 recipe, file = self._course.recipes[previous.recipe], previous.file
-            if self._change(_Probing(wish, recipe, file), step) is None:
-                text = f"nothing changes: what recipe {recipe.digest} would make is what is made from step {step} on"
-                self._end(wish, Outcome(done=True, text=text))
+            probing = _Probing(wish, recipe, file)
+            if self._change(probing, step) is None:
+                self._end(wish, self._no_change(probing, step))
                 continue
             self._waiting.remove(wish)
-            self._probing = _Probing(wish, recipe, file)
+            self._probing = probing
 
     def _swap(self, probing: _Probing, spec: BatchSpec, earliest: int, hint: int) -> Outcome:
         course, recipe = self._course, probing.recipe
@@ -140,9 +142,9 @@ class Swapping:
             return Outcome(done=False, text=f"too late: the stream ends before step {step}")
         change = self._change(probing, step)
         if change is None:
-            return Outcome(done=True, text=f"nothing changes: recipe {recipe.digest} is in force already")
+            return self._no_change(probing, step)
         problems = (
-            *course.shape_problems(recipe, spec, course.spec_at(step)),
+            *course.likeness.problems(recipe, spec, course.spec_at(step)),
             *course.window_problems(spec, {entry.batch_size for entry in change.entries}),
         )
         if problems:
@@ -158,8 +160,18 @@ class Swapping:
             if at_step not in (None, begins)
             else ""
         )
-        text = f"recipe {recipe.digest} from {probing.file or 'the job'} is in force from step {begins} on{late}"
+        text = f"recipe {recipe.digest} from {probing.file or 'the job'} takes over at step {begins}{late}"
         return Outcome(done=True, text=text, step=step)
+
+    def _no_change(self, probing: _Probing, step: int) -> Outcome:
+        file, digest = probing.wish.edited, probing.recipe.digest
+        files = dict.fromkeys(entry.file or "a chain inside the job" for entry in self._course.ahead(step))
+        if file and file not in files:
+            does = "does" if len(files) == 1 else "do"
+            text = f"edit of {file}: it makes no batch from step {step} on; {' and then '.join(files)} {does}"
+            return Outcome(done=True, text=text, is_surprise=True)
+        text = f"nothing changes: recipe {digest} makes the batches from step {step} on already"
+        return Outcome(done=True, text=text)
 
     def _change(self, probing: _Probing, step: int) -> TimelineChange | None:
         make = swap_by_edit if probing.wish.edited else swap_by_command

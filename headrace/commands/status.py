@@ -1,13 +1,14 @@
 """`headrace status`: one screen of what is going on.
 
 In:  a run folder, or a dispatcher's address.
-Out: the job, its rate and what limits it, its timeline, pools and workers; of a run that is not going on, what its
-files say. `--json` has the same in full, for scripts.
+Out: the job, its rate and what limits it, its timeline, pools and workers; of a run that is not going on, or whose
+dispatcher does not answer, what its files say. `--json` has the same in full, for scripts.
 """
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headrace.operating import Connect, RunDir, Stream, Target, find_target
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, PeerUnreachable
 
 if TYPE_CHECKING:
     from pipeline.service_messages import Status
@@ -39,13 +40,38 @@ def status(
         run = read_run(run_dir)
         _print_json(run) if json else _print_lines(summary_lines(run))
         return
-    with maybe_target.operator() as operator:
-        seen = operator.status()
+    try:
+        # As of a standing one: what the run's files say may come sooner than its dispatcher comes back.
+        with replace(maybe_target, is_run=False).operator() as operator:
+            seen = operator.status()
+    except PeerUnreachable:
+        if run_dir is None:
+            raise
+        run = msgspec.structs.replace(read_run(run_dir), is_running=True)
+        _print_json(run) if json else _print_lines([*summary_lines(run), *waiting_lines(run_dir, maybe_target)])
+        return
     verdicts = read_verdicts(run_dir or _folder_of(seen, maybe_target.stream))
     if json:
         _print_json({**msgspec.to_builtins(seen), "is_running": True, "verdicts": verdicts})
     else:
         _print_lines(screen(seen, maybe_target.stream, verdicts))
+
+
+def waiting_lines(run_dir: Path, target: Target) -> list[Text]:
+    """What a run has said of its services last, and how to end it without them."""
+    from headrace.status_screen import brief, rows
+    from pipeline.json_lines import iter_lines
+
+    troubles = [
+        line for line in iter_lines(run_dir / "journal.jsonl") if line["action"] in ("stall", "service_trouble")
+    ]
+    return rows(
+        [
+            ("dispatcher", f"no answer from {target.endpoint}"),
+            *(("last note", brief(str(line.get("note", "")), 400)) for line in troubles[-1:]),
+            ("to stop it", f"kill -TERM {target.pid}: it can be resumed then"),
+        ]
+    )
 
 
 def _target_or_none(run_dir: Path | None, connect: str | None, stream: str) -> Target | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import typer
 
 from headrace.operating import Connect, RunDir, Stream, find_target
+from pipeline.errors import PeerUnreachable
 
 
 def stop(run_dir: RunDir = None, connect: Connect = None, stream: Stream = "") -> None:
@@ -19,5 +20,11 @@ def stop(run_dir: RunDir = None, connect: Connect = None, stream: Stream = "") -
     target = find_target(run_dir, connect, stream)
     with target.operator() as operator:
         question = AskStop(operation=new_operation(), stream=target.stream)
-        text = operator.done(question, lambda: typer.echo("waiting for the trainer", err=True))
+        try:
+            text = operator.done(question, lambda: typer.echo("waiting for the trainer", err=True))
+        except PeerUnreachable as error:
+            if not target.pid:
+                raise
+            way_out = f"without a dispatcher: `kill -TERM {target.pid}` stops the run so that it can be resumed"
+            raise PeerUnreachable(f"{error}\n  {way_out}") from error
     typer.echo(text)

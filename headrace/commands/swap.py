@@ -25,7 +25,7 @@ def swap(
     connect: Connect = None,
     stream: Stream = "",
     at: Annotated[int | None, typer.Option(min=0, help="The first step that uses it; as soon as possible.")] = None,
-    to: Annotated[str | None, typer.Option(help="`previous`: the chain before the present one.")] = None,
+    to: Annotated[str | None, typer.Option(help="`previous`: the chain that made the batches before.")] = None,
 ) -> None:
     """Change the augmentation of a running job, from one batch on."""
     from pipeline.operator import ChainRefused, new_operation

@@ -21,11 +21,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_timeline
-from headrace.signals import StopOnSignals, stopping_on_signals
+from headrace.signals import OPERATOR, StopOnSignals, stopping_on_signals
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, Stopped
 from pipeline.job import initial_workers
-from trainer.stopping import StopRequest
+from trainer.stopping import StopNow, StopRequest
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job
@@ -98,19 +98,21 @@ def _train_in_folder(
             console.print(f"it is finished already; to go on, raise train.epochs (now {job.config.train.epochs})")
             return None
         try:
+            signals.listen()
             return _train(job, begun, connect, stop, signals, console)
         except ConfigError:
             # Refused before its first step: the corrected command can use the same folder.
             folder.discard_if_unused()
             raise
-        except KeyboardInterrupt:
-            if begun.resumed is not None and not stop.has_begun:
+        except KeyboardInterrupt as error:
+            if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
+                folder.discard_if_unused()
+            if not folder.path.exists():
+                print("headrace: stopped before its first step", file=sys.stderr)
+                raise
+            if isinstance(error, StopNow) or not stop.has_begun:
                 raise Stopped(f"stopped by {stop.why} before its next step\n  to go on: {go_on}") from None
-            folder.discard_if_unused()
-            left = " before its first step"
-            if folder.path.exists():
-                left = f"; its record until now: {folder.path}\n  to go on: {go_on}"
-            print(f"headrace: stopped{left}", file=sys.stderr)
+            print(f"headrace: stopped; its record until now: {folder.path}\n  to go on: {go_on}", file=sys.stderr)
             raise
 
 
@@ -128,8 +130,9 @@ def _train(
 
     num_workers, automatic = initial_workers(job.config)
     folder = begun.folder
-    with open_streams(job, num_workers, folder, connect=connect, start=begun.start, automatic=automatic) as streams:
-        signals.watch(streams.stop_requested)
+    with open_streams(
+        job, num_workers, folder, connect=connect, start=begun.start, automatic=automatic, on_stop=signals.ask
+    ) as streams:
         if console.is_terminal:
             with _bar(console) as bar:
                 update = _bar_updater(bar, begun.start.head_step, streams.train.num_steps)

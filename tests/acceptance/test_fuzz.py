@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import zmq
 
+from headrace.embedded import open_streams
+from pipeline.config import load_job
 from pipeline.digests import sample_digest
 from pipeline.message import PROTOCOL_VERSION
 from pipeline.messages import Lease, StreamBeat, WorkerBeat, WorkerDied
@@ -21,8 +24,15 @@ from pipeline.slice_header import SliceHeader
 from pipeline.wire import encode_message, encode_slice
 from tests.acceptance.test_kills import SLEEP_S, outcome, slow_job
 from tests.processes import Headrace, lines_of, run_headrace
+from trainer.inline import InlineReceiver
+from trainer.placing import MAX_WRONG_DIGESTS
 
 OVERSIZED_NBYTES = 64 << 20
+NUM_DAMAGED = MAX_WRONG_DIGESTS // 2
+"""Slices with wrong bytes where right ones are awaited: many more would end the run, as they should."""
+
+Make = Callable[[int, int, str], tuple[SliceHeader, Sequence[np.ndarray]]]
+"""Positions start..stop-1 under a recipe, as any worker of the job makes them."""
 
 
 def control_frames(coin: random.Random, run: LiveRun) -> list[bytes]:
@@ -94,19 +104,49 @@ def slices(coin: random.Random, run: LiveRun, incarnation: int, recipe: str, sta
     return made
 
 
+def nearly_right_slices(run: LiveRun, incarnation: int, make: Make, recipe: str, position: int) -> list[list[bytes]]:
+    """Slices of this very incarnation, where the window is now or was, spoilt behind their right headers."""
+    spoilt = []
+    for start in range(position + 20, position + 100, 5):
+        frames = sent(run, incarnation, make(start, start + 5, recipe))
+        header, images, labels = frames
+        spoilt += [
+            [header],
+            [header, images],
+            [header, images[:-7], labels],
+            [header, images, labels[:-1]],
+            [header, images + b"x", labels],
+            [header, labels, images],
+        ]
+    past = sent(run, incarnation, make(position - 20, position - 15, recipe)) if position >= 20 else []
+    return [*spoilt, *([past] if past else [])]
+
+
+def damaged_slice(run: LiveRun, incarnation: int, make: Make, recipe: str, start: int) -> list[bytes]:
+    """What a broken machine sends: awaited, whole, and one bit of one image is wrong."""
+    header, images, labels = sent(run, incarnation, make(start, start + 5, recipe))
+    return [header, images[:-1] + bytes([images[-1] ^ 1]), labels]
+
+
+def sent(run: LiveRun, incarnation: int, made: tuple[SliceHeader, Sequence[np.ndarray]]) -> list[bytes]:
+    header, fields = made
+    header = msgspec.structs.replace(header, stream=run.stream, incarnation=incarnation, worker="worker-none")
+    return [bytes(frame) for frame in encode_slice(header, fields)]
+
+
 def data_endpoint(run: LiveRun) -> tuple[str, int]:
     """The train stream's data socket, which carries its incarnation in its name."""
     (path,) = Path(run.endpoint.removeprefix("ipc://")).parent.glob("train-*")
     return f"ipc://{path}", int(path.name.rpartition("-")[2], 16)
 
 
-def fuzz(run_dir: Path, seconds: float, seed: int) -> int:
+def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
     """Send rubbish to both sockets; how many frames."""
     coin = random.Random(seed)
     run = live_run(run_dir)
     endpoint, incarnation = data_endpoint(run)
     context = zmq.Context()
-    sent = 0
+    num_sent = num_damaged = 0
     try:
         push = context.socket(zmq.PUSH)
         push.connect(endpoint)
@@ -119,12 +159,18 @@ def fuzz(run_dir: Path, seconds: float, seed: int) -> int:
             dealer.connect(run.endpoint)
             for frame in control_frames(coin, run):
                 dealer.send(frame)
-                sent += 1
+                num_sent += 1
             dealer.send_multipart([b"a", b"b", b"c"])
             newest = lines_of(run_dir / "metrics.jsonl")[-1]
-            for frames in slices(coin, run, incarnation, newest["recipe"], newest["position"] + 40):
+            recipe, position = newest["recipe"], newest["position"]
+            rubbish = slices(coin, run, incarnation, recipe, position + 40)
+            rubbish += nearly_right_slices(run, incarnation, make, recipe, position)
+            if num_damaged < NUM_DAMAGED:
+                num_damaged += 1
+                rubbish.insert(0, damaged_slice(run, incarnation, make, recipe, position + 5 * coin.randrange(8, 20)))
+            for frames in rubbish:
                 push.send_multipart(frames)
-                sent += len(frames)
+                num_sent += len(frames)
             dealer.close()
             time.sleep(0.05)
         for socket in (context.socket(zmq.DEALER), context.socket(zmq.PUSH)):
@@ -136,7 +182,7 @@ def fuzz(run_dir: Path, seconds: float, seed: int) -> int:
         push.close(linger=0)
     finally:
         context.destroy(linger=0)
-    return sent
+    return num_sent
 
 
 def check_fuzz_changes_nothing(folder: Path, arrays: Path, seconds: float) -> None:
@@ -145,10 +191,17 @@ def check_fuzz_changes_nothing(folder: Path, arrays: Path, seconds: float) -> No
     run_dir = folder / "fuzzed"
     with Headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=folder, environment=environment) as run:
         run.wait_until(lambda: bool(lines_of(run_dir / "metrics.jsonl")), "the first step")
-        sent = fuzz(run_dir, seconds, seed=1)
+        with open_streams(load_job(job), 0) as streams:
+            receiver = streams.train._receiver
+            assert isinstance(receiver, InlineReceiver)
+            num_sent = fuzz(run_dir, seconds, seed=1, make=receiver._made)
         ended = run.finish()
     assert ended.code == 0, ended.err
-    print(f"{sent} frames of rubbish")
+    print(f"{num_sent} frames of rubbish")
+    # It did reach what it was meant for.
+    notes = [line.get("note", "") for line in lines_of(run_dir / "journal.jsonl")]
+    assert any("slices were dropped: wrong_size" in note for note in notes), notes
+    assert any("arrived with other bytes than it was sent with" in note for note in notes), notes
     calm = run_headrace("train", job, "--workers", "1", "--run-dir", folder / "calm", folder=folder)
     assert calm.code == 0, calm.err
     assert outcome(run_dir) == outcome(folder / "calm")

@@ -96,7 +96,7 @@ def _run(tmp_path: Path) -> Iterator[Run]:
 def boundary(ended: Finished) -> int:
     """The step that a swap named."""
     assert ended.code == 0, ended.err
-    found = re.search(r"from step (\d+)", ended.out)
+    found = re.search(r"takes over at step (\d+)", ended.out)
     assert found, ended.out
     return int(found[1])
 

@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from headrace import Stream
@@ -139,7 +140,7 @@ def test_edits_a_schedule_and_an_operators_swap_are_replayed_exactly(job: Job, f
         other = recipe_of(job, "other.yaml")
         answer = swap(streams, AskSwap(operation=new_operation(), chain=other.chain))
         take_until(streams, taken, other.digest)
-        assert f"from step {taken[-1].step} on" in answer
+        assert f"takes over at step {taken[-1].step}" in answer
         assert weak in swap(streams, AskSwap(operation=new_operation()))  # back to the one before
         take_until(streams, taken, weak)
         take_more(streams, taken, 20)
@@ -257,3 +258,50 @@ def test_with_a_free_shape_the_images_may_grow(tmp_path: Path, arrays: Path, job
     for num_workers in (2, 0):
         with pytest.raises(ConfigError, match=r"weak\.yaml:1: chain\n  expected: .*3x16x16.*\n  got: .*3x24x24"):
             Streams(fixed, num_workers, None)
+
+
+def test_a_free_shape_does_not_let_in_what_the_run_could_not_train_on(tmp_path: Path, arrays: Path) -> None:
+    """It would be in force, on disk, and kill the run there at each resume."""
+    write_chain(tmp_path / "strong.yaml", STRONG)
+    write_chain(tmp_path / "weak.yaml", [{"Resize": {"height": 24, "width": 24}}])
+    path = job_file(tmp_path, arrays, shape="free", model={"kind": "cnn", "width": 4, "depth": 1})
+    free = load_job(path)
+    with RunFolder.create(tmp_path / "run", dump_job(free.config)) as folder, open_streams(free, 1, folder) as streams:
+        unfinished = msgspec.structs.replace(load_chain(tmp_path / "strong.yaml"), nodes=())
+        with pytest.raises(ConfigError, match=r"with 3 channels.*\(NCHW\)\n  got:      image uint8 with 3 channels"):
+            swap(streams, AskSwap(operation=new_operation(), chain=unfinished))
+        assert take(streams).recipe == free.train.digest
+        assert len(read_changes(folder.path)) == 1
+    fixed = load_job(path, ["model.kind=mlp"])
+    with (
+        RunFolder.create(tmp_path / "mlp", dump_job(fixed.config)) as folder,
+        pytest.raises(ConfigError, match=r"weak\.yaml:1: chain\n(.|\n)*an `mlp` takes images of one size"),
+    ):
+        Streams(fixed, 0, folder)
+
+
+def test_an_edit_of_a_file_that_makes_no_batch_is_told_and_a_given_timeline_follows_none(
+    job: Job, folder: RunFolder, tmp_path: Path
+) -> None:
+    """An operator's chain stands in its place; or the timeline was chosen as it is."""
+    other_file = tmp_path / "other.yaml"
+    write_chain(other_file, [{"Transpose": {"p": 1.0}}, *WEAK])
+    with open_streams(job, 1, folder) as streams:
+        other = recipe_of(job, "other.yaml")
+        assert "takes over at step" in swap(streams, AskSwap(operation=new_operation(), chain=other.chain))
+        take(streams)
+        write_chain(job.path.parent / "strong.yaml", [{"VerticalFlip": {"p": 0.9}}, *STRONG])
+        wait_for(lambda: events(folder.path, "swap_without_effect"), "the note")
+        (told,) = events(folder.path, "swap_without_effect")
+        assert "strong.yaml: it makes no batch from step" in told["note"]
+        assert streams._notes.latest()[-1].endswith(told["note"])
+    entries = read_timeline(folder.path)
+    given = load_job(job.path)
+    recipes = {entry.recipe: load_recipe(folder.path, entry.recipe, job) for entry in entries}
+    start = StreamStart(entries=entries, recipes=recipes)
+    with RunFolder.create(tmp_path / "again", dump_job(given.config)) as again_folder:
+        with open_streams(given, 1, again_folder, start=start) as streams:
+            assert streams._edits is None
+            assert events(again_folder.path, "edits_not_followed")
+            swap(streams, AskSwap(operation=new_operation(), chain=given.train.chain))
+        assert len(read_changes(again_folder.path)) == 2, "an operator may swap nevertheless"

@@ -65,6 +65,7 @@ class Talk:
     head_step: int = 0
     fingerprint: str = ""
     is_swappable: bool = True
+    is_stoppable: bool = True
     samples_per_s: float = 0.0
     journal: list[str] = field(default_factory=list)
     num_stops: int = 0
@@ -107,15 +108,16 @@ class Talk:
             lock=lock,
             fingerprint=self.fingerprint,
             recipe_of=(lambda chain: Recipe(chain=chain)) if self.is_swappable else None,
-            on_stop=self.stop,
+            on_stop=self.stop if self.is_stoppable else None,
             samples_per_s=lambda: self.samples_per_s,
         )
 
     def ended(self, wish: Wish, outcome: Outcome) -> None:
         self.conversation.outcome(wish, outcome)
 
-    def stop(self) -> None:
+    def stop(self) -> str:
         self.num_stops += 1
+        return "it stops"
 
     def says(self, report: StreamReport | None = None) -> list[AnyMessage]:
         """What it says now; every message survives the wire."""
@@ -235,7 +237,7 @@ def test_a_swap_is_probed_then_registered_and_not_beaten_for_before_it_is_known(
     (answer,) = talk.sent()
     assert isinstance(answer, OperationAnswer)
     assert (answer.operation, answer.done) == ("op", True)
-    assert "from step 5 on" in answer.text
+    assert "takes over at step 5" in answer.text
     (registration,) = talk.says()
     assert isinstance(registration, Register)
     assert registration.revision == 1
@@ -316,8 +318,18 @@ def test_a_stop_is_passed_on_and_answered_each_time() -> None:
         assert talk.hears(StopAsked(operation="op", **ID))
         (answer,) = talk.sent()
         assert isinstance(answer, OperationAnswer)
-        assert answer.done
+        assert (answer.done, answer.text) == (True, "it stops")
     assert talk.num_stops == 2
+
+
+def test_a_stream_in_a_program_of_the_users_own_refuses_to_stop() -> None:
+    """A `headrace stop` that says yes and stops nothing would be waited for in vain."""
+    talk = Talk(is_stoppable=False)
+    talk.hears(StopAsked(operation="op", **ID))
+    (answer,) = talk.sent()
+    assert isinstance(answer, OperationAnswer)
+    assert not answer.done
+    assert "a program of the user's own: stop that one" in answer.text
 
 
 def test_only_what_has_not_arrived_is_given_up() -> None:

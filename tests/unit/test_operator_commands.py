@@ -18,6 +18,7 @@ from headrace.commands.status import status
 from headrace.commands.stop import stop
 from headrace.commands.swap import swap
 from pipeline.errors import ConfigError, PeerUnreachable, Problem
+from pipeline.json_lines import JsonLines
 from pipeline.operator import ChainRefused, OperationRefused
 from pipeline.run_lock import LiveRun
 from pipeline.service_messages import AskScale, AskStop, AskSwap, OperatorMessage, Status, StreamStatus
@@ -47,6 +48,8 @@ class FakeOperator:
         return self.answer
 
     def status(self) -> Status:
+        if isinstance(self.answer, Exception):
+            raise self.answer
         return make_status()
 
 
@@ -179,3 +182,26 @@ def test_status_prints_a_screen_and_the_same_as_json(operator: FakeOperator) -> 
     told = json.loads(run(status, "--connect", ENDPOINT, "--json"))
     assert told["is_running"] is True
     assert msgspec.convert(told["streams"], tuple[StreamStatus, ...]) == make_status().streams
+
+
+def test_a_run_whose_dispatcher_is_away_is_read_from_its_files_and_can_be_stopped_by_a_signal(
+    operator: FakeOperator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits, for a standing dispatcher that nobody started, or for its own one that is started again."""
+    (tmp_path / "job.yaml").write_text("name: tiny\n")
+    journal = JsonLines(tmp_path / "journal.jsonl", attempt=1, is_synced=False)
+    journal.append({"action": "stall", "note": "no worker has source 'photos'"})
+    journal.append({"action": "checkpointed"})
+    journal.close()
+    run_lock = LiveRun(pid=4711, endpoint=ENDPOINT, stream="abc/train")
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: run_lock)
+    operator.answer = PeerUnreachable("no dispatcher answers")
+    screen = run(status, "--run-dir", tmp_path)
+    for part in ("going on", ENDPOINT, "no worker has source 'photos'", "kill -TERM 4711"):
+        assert part in screen
+    assert "not going on" not in screen
+    assert json.loads(run(status, "--run-dir", tmp_path, "--json"))["is_running"] is True
+    with pytest.raises(PeerUnreachable, match="kill -TERM 4711"):
+        run(stop, "--run-dir", tmp_path)
+    with pytest.raises(PeerUnreachable):
+        run(status, "--connect", ENDPOINT)

@@ -23,7 +23,7 @@ from tests.laws import header_of
 from trainer.buffers import BufferPool
 from trainer.course import Course
 from trainer.notes import Notes
-from trainer.placing import MAX_WRONG_DIGESTS, NOTE_DROPPED_FROM, Placing
+from trainer.placing import AMONG_SLICES, MAX_WRONG_DIGESTS, NOTE_DROPPED_FROM, Placing
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import ReceiverState
 
@@ -156,6 +156,19 @@ def test_slices_that_keep_arriving_damaged_end_the_run() -> None:
     world.arrive(*[damaged] * MAX_WRONG_DIGESTS)
     with pytest.raises(RunFailed, match="wrong digest from w"):
         world.arrive(damaged)
+
+
+def test_slices_damaged_now_and_then_do_not_end_a_run_of_days() -> None:
+    """Each is made again; only so many among the last ones are a broken machine."""
+    world = World()
+    header, images, labels = sent(0, 4)
+    for _ in range(2 * MAX_WRONG_DIGESTS):
+        world.arrive([header, bytes(len(images)), labels])
+        world.placing._num_checked += AMONG_SLICES // MAX_WRONG_DIGESTS  # so many good ones in between
+    assert world.placing.maybe_take() is None
+    world.arrive(sent(0, 4))
+    assert world.placing.maybe_take() is not None
+    assert world.state.dropped == {"wrong digest from w": 2 * MAX_WRONG_DIGESTS}
 
 
 def test_the_user_hears_of_many_odd_slices_and_not_of_usual_ones() -> None:

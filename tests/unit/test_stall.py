@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from pipeline.errors import RunFailed
@@ -78,12 +79,36 @@ def test_workers_without_the_source_are_told_with_what_to_type() -> None:
     assert "no worker has source 'photos', they have: photo; start some with --source photos=DIR" in told.text
 
 
+def test_workers_that_declined_are_told_with_their_reason() -> None:
+    """They have a source of that name: `start some with --source` would send the user astray."""
+    watch = StallWatch(POLICY._replace(timeout_s=300.0))
+    cause = "worker w of pool p on h declined stream s\n--source: photos\n  expected: 9 samples\n  got:      8 samples"
+    declined = msgspec.structs.replace(service(note=cause), able_workers=0, declined=cause)
+    seen = [watch.look(now_s, **at(now_s, service=declined)) for now_s in every(0.5, 10.0)]
+    (told,) = [each for each in seen if each is not None]
+    assert told.is_urgent
+    assert told.text.count("  worker w of pool p on h declined stream s\n  --source: photos\n    expected: 9") == 1
+    assert "DIR" not in told.text
+    assert "last trouble" not in told.text, "the same again"
+    others = watch.look(20.0, **at(20.0, service=msgspec.structs.replace(declined, able_workers=1)))
+    assert others is None, "somebody else can"
+
+
 def test_who_waits_for_services_of_others_is_told_on_the_terminal() -> None:
     """They may never have been started."""
     watch = StallWatch(POLICY._replace(is_standing=True))
     seen = [watch.look(now_s, **at(now_s, service=None)) for now_s in every(0.5, 10.0)]
     (told,) = [each for each in seen if each is not None]
     assert told.is_urgent
+
+
+def test_of_a_standing_dispatcher_that_is_away_its_own_watch_tells_and_not_this_one_too() -> None:
+    """Once it is back, what is still missing is told."""
+    watch = StallWatch(POLICY._replace(is_standing=True))
+    assert [watch.look(now_s, **at(now_s, last_heard_s=0.0, service=None)) for now_s in every(0.5, 20.0)] == [None] * 40
+    told = watch.look(20.5, **at(20.5, service=service(workers=0)))
+    assert told is not None
+    assert "no worker is connected" in told.text
 
 
 def test_a_silent_dispatcher_is_told_and_not_fatal_before_the_timeout() -> None:

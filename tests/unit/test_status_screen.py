@@ -221,7 +221,16 @@ def test_a_run_that_is_not_going_on_is_read_from_its_files(run_folder: Path) -> 
     assert (run.num_steps_done, run.attempts, run.num_bad_samples) == (25, 2, 1)
     for part in ("not going on", "step 25   epoch 3", "training_ended (step 25)", "checkpoints/step-00000020", "now"):
         assert part in text
+    assert "to go on" not in text
     assert msgspec.json.decode(msgspec.json.encode(run))["is_running"] is False
+
+
+def test_a_run_that_did_not_come_to_its_end_is_told_with_the_command_that_goes_on(run_folder: Path) -> None:
+    (run_folder / "journal.jsonl").unlink()
+    run = read_run(run_folder)
+    command = f"headrace train {run_folder}/job.yaml --run-dir {run_folder} --resume"
+    assert run.to_go_on == command
+    assert summary_lines(run)[-1].plain == f"to go on: {command}", "on one line, to be copied"
 
 
 def test_a_run_that_was_killed_at_once_is_told_too(tmp_path: Path) -> None:
@@ -245,3 +254,14 @@ def test_a_health_file_of_another_form_is_passed_over(tmp_path: Path, content: s
 def test_verdicts_are_a_line_each(tmp_path: Path) -> None:
     (tmp_path / "health.json").write_text('{"verdicts": [{"name": "vanishing", "layer": "fc1", "fix": "kaiming"}]}')
     assert read_verdicts(tmp_path) == ("vanishing, fc1, kaiming",)
+
+
+def test_of_several_jobs_each_that_waits_says_why() -> None:
+    """Nobody should have to ask for each of them by name."""
+    note = "waiting: no worker has source 'photos'"
+    stuck = make_report(job="stuck", samples_per_s=0.0, notes=("an edit was refused", note))
+    streams = (make_stream("a/train"), make_stream("b/train", report=stuck), make_stream("c/train", report=None))
+    text = shown(make_status(streams=streams))
+    assert f"stuck         {note}" in text
+    assert "a swap was refused" not in text, "that job goes on"
+    assert "an edit was refused" not in text

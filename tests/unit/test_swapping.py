@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError, Problem, RemoteProtocolError, RunFailed
 from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Finish, Recipe
 from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
+from tests.memory_streams import make_job
 from trainer.course import Course, require_sound
+from trainer.likeness import ANY_SHAPE, ANY_SIZE, MODEL_SHAPE, ONE_SHAPE, Likeness, likeness_of
 from trainer.swapping import MAX_ANSWERS, Outcome, Swapping, Wish
 
 LABEL = FieldSpec(name="label", dtype="int64", shape=())
@@ -33,8 +36,9 @@ STRONG, WEAK, OTHER = recipe("strong"), recipe("weak"), recipe("other")
 class World:
     """A course of 50 batches of 4 under STRONG, and what was written and told."""
 
-    is_shape_free: bool = False
+    likeness: Likeness = ONE_SHAPE
     free_from_step: int = 0
+    last_change_step: int = 0
     disk_is_full: bool = False
     later: tuple[TimelineEntry, ...] = ()
     written: list[tuple[str, TimelineChange]] = field(default_factory=list)
@@ -48,8 +52,9 @@ class World:
             {each.digest: each for each in (STRONG, WEAK)},
             window=lambda batch_size, spec: 8,
             batch_specs={STRONG.digest: spec(), WEAK.digest: spec()},
-            is_shape_free=self.is_shape_free,
+            likeness=self.likeness,
             free_from_step=self.free_from_step,
+            last_change_step=self.last_change_step,
             record=self.record,
         )
         self.swapping = Swapping(self.course, lambda wish, outcome: self.told.append((wish.operation, outcome)))
@@ -100,7 +105,7 @@ def test_the_boundary_is_the_first_batch_that_nothing_stands_against(
     assert world.swapping.probing == OTHER
     assert world.probed(OTHER, first_step, hint)
     assert world.outcome.step == boundary
-    assert f"from step {boundary} on" in world.outcome.text
+    assert f"takes over at step {boundary}" in world.outcome.text
     assert world.recipes(boundary - 1, boundary) == [STRONG.digest, OTHER.digest]
     assert [change.from_step for _, change in world.written] == [boundary]
     assert world.course.revision == 1
@@ -125,7 +130,7 @@ def test_a_refused_chain_changes_nothing_and_says_where() -> None:
 def test_what_would_deliver_other_batches_is_refused_at_its_file_unless_the_shape_is_free(other: BatchSpec) -> None:
     """A model is made for one shape; progressive resizing says so in its job."""
     for is_free in (False, True):
-        world = World(is_shape_free=is_free)
+        world = World(likeness=ANY_SHAPE if is_free else ONE_SHAPE)
         world.swapping.ask(command(OTHER), 5)
         assert world.probed(OTHER, 5, spec=other) == is_free
         assert world.outcome.done == is_free
@@ -134,6 +139,54 @@ def test_what_would_deliver_other_batches_is_refused_at_its_file_unless_the_shap
             assert (problem.file, problem.line) == ("other.yaml", 3)
             assert "3x8x8" in problem.expected
             assert "shape: free" in problem.way_out
+
+
+GRAY = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(8, 8, 1)), LABEL), finish=FINISH)
+UINT8 = spec(finish=Finish(channels_first=True))
+LAST = spec(finish=Finish(scale=(1.0,), shift=(0.0,)))
+FLOAT_LABEL = BatchSpec(fields=(spec().fields[0], FieldSpec(name="label", dtype="float32", shape=())), finish=FINISH)
+
+
+@pytest.mark.parametrize("likeness", [ANY_SIZE, MODEL_SHAPE])
+@pytest.mark.parametrize(
+    "other", [spec(16), GRAY, UINT8, LAST, FLOAT_LABEL], ids=["size", "channels", "dtype", "layout", "label"]
+)
+def test_a_free_shape_frees_no_more_than_the_model_can_take(likeness: Likeness, other: BatchSpec) -> None:
+    """The run would die of it in torch, at the boundary, and again at each resume; live and by schedule alike."""
+    is_possible = likeness is ANY_SIZE and other == spec(16)
+    world = World(likeness=likeness)
+    world.swapping.ask(command(OTHER), 5)
+    assert world.probed(OTHER, 5, spec=other) == is_possible
+    later = TimelineEntry(start=100, step=25, recipe=WEAK.digest, batch_size=4, file="weak.yaml")
+    scheduled = World(likeness=likeness, later=(later,)).course
+    if is_possible:
+        scheduled.learn(WEAK.digest, other, 0)
+        return
+    (problem,) = world.outcome.problems
+    assert (problem.file, problem.line, "free" in problem.way_out) == ("other.yaml", 3, likeness is ANY_SIZE)
+    assert problem.expected != problem.got
+    with pytest.raises(ConfigError, match=r"weak\.yaml:3"):
+        scheduled.learn(WEAK.digest, other, 0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "is_trained", "expected"),
+    [
+        ("fixed", "cnn", True, ONE_SHAPE),
+        ("free", "cnn", False, ANY_SHAPE),
+        ("free", "cnn", True, ANY_SIZE),
+        ("free", "factory", True, ANY_SIZE),
+        ("free", "mlp", True, MODEL_SHAPE),
+        ("free", "mlp", False, ANY_SHAPE),
+    ],
+)
+def test_what_batches_have_in_common_is_the_jobs_and_its_models_matter(
+    tmp_path: Path, shape: str, kind: str, is_trained: bool, expected: Likeness
+) -> None:
+    """A loop of a user's own knows by itself what it can take."""
+    factory = {"factory": "net.py:make"} if kind == "factory" else {}
+    job = make_job(tmp_path, shape=shape, model={"kind": kind, **factory})
+    assert likeness_of(job, is_trained=is_trained) == expected
 
 
 def test_equal_batches_may_come_in_another_form_over_the_wire() -> None:
@@ -242,13 +295,35 @@ def test_back_to_previous_takes_a_swap_back_that_is_still_to_come() -> None:
     assert set(world.recipes(7, 19, 20, 25)) == {STRONG.digest}
 
 
+def test_back_to_previous_takes_back_what_an_earlier_attempt_left_to_come() -> None:
+    """A resumed run knows of it from its timeline alone."""
+    later = TimelineEntry(start=80, step=20, recipe=WEAK.digest, batch_size=4, file="weak.yaml")
+    world = World(later=(later,), last_change_step=20)
+    world.swapping.ask(command(None, "back"), 7)
+    assert world.probed(STRONG, 7)
+    assert set(world.recipes(7, 19, 20, 25)) == {STRONG.digest}
+
+
+def test_an_edit_of_a_file_that_makes_no_batch_any_more_surprises() -> None:
+    """An operator's swap, or the next chain of the schedule, stands in its place."""
+    world = World()
+    world.swapping.ask(command(OTHER), 5)
+    world.probed(OTHER, 5)
+    world.swapping.ask(edit(WEAK, 1), 8)
+    outcome = world.outcome
+    assert (outcome.done, outcome.is_surprise, outcome.step) == (True, True, None)
+    assert outcome.text == "edit of strong.yaml: it makes no batch from step 8 on; other.yaml does"
+    world.swapping.ask(edit(OTHER, 2, "other.yaml"), 8)
+    assert not world.outcome.is_surprise, "the file says what is in force"
+
+
 def test_an_edit_of_a_file_that_comes_later_is_told_with_its_step() -> None:
     """Not with the boundary, from which on nothing differs yet."""
     later = TimelineEntry(start=100, step=25, recipe=WEAK.digest, batch_size=4, file="weak.yaml")
     world = World(later=(later,))
     world.swapping.ask(edit(OTHER, 1, "weak.yaml"), 5)
     assert world.probed(OTHER, 5)
-    assert "from step 25 on" in world.outcome.text
+    assert "takes over at step 25" in world.outcome.text
     assert world.recipes(5, 24, 25) == [STRONG.digest, STRONG.digest, OTHER.digest]
 
 

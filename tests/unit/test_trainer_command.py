@@ -13,8 +13,9 @@ from rich.console import Console
 
 from headrace.commands import train as command
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, RunFailed, Stopped
 from pipeline.json_lines import read_lines
+from pipeline.plan import open_job_source
 from pipeline.recipe import BatchSpec, FieldSpec, Finish
 from trainer.batch import Batch
 from trainer.checkpoint import load_model
@@ -40,7 +41,6 @@ class TwoSteps:
     worker_fingerprint = "some libraries"
 
     def __init__(self, finish):
-        self.stop_requested = threading.Event()
         self.spec = BatchSpec(fields=(FieldSpec(name="image", dtype="uint8", shape=(8, 8, 1)),), finish=finish)
         self.train = self
 
@@ -70,6 +70,9 @@ def opened(monkeypatch, tmp_path):
     @contextmanager
     def open_streams(job, num_workers, run_folder, **options):
         calls["num_workers"] = num_workers
+        if calls.get("is_stopped_at_once"):
+            options["on_stop"]()
+            threading.Event().wait(10.0)
         yield TwoSteps(calls["finish"])
 
     embedded = types.ModuleType("headrace.embedded")
@@ -186,4 +189,37 @@ def test_a_run_that_was_stopped_is_resumable_and_says_how(opened, tmp_path, monk
     with pytest.raises(Stopped, match=r"stopped by SIGTERM after step 1 of 2, .*step-00000001") as caught:
         command.train(tmp_path / "job.yaml", set_=["model.width=6"])
     assert f"headrace train {tmp_path}/job.yaml --run-dir runs/tiny --resume --set model.width=6" in str(caught.value)
+    assert caught.value.exit_code == 4
+
+
+def test_a_run_that_an_operator_stopped_before_its_first_step_is_resumable(opened, tmp_path):
+    """It was promised so; Ctrl-C there leaves nothing in the way."""
+    opened["is_stopped_at_once"] = True
+    with pytest.raises(Stopped, match=r"stopped by headrace stop before its next step\n  to go on: .*--resume"):
+        command.train(tmp_path / "job.yaml")
+    opened["is_stopped_at_once"] = False
+    command.train(tmp_path / "job.yaml", resume=True)
+    assert len(read_lines(tmp_path / "runs/tiny/metrics.jsonl")) == 2
+
+
+def test_a_resumed_run_that_is_stopped_while_it_waits_for_its_first_batch_is_resumable(opened, tmp_path, monkeypatch):
+    """It has no checkpoint, but its folder stays, and exit code 4 says so."""
+    digits = open_job_source(load_job(tmp_path / "job.yaml").config, "job.yaml", 0, "digits")
+    monkeypatch.setattr(TwoSteps, "fingerprints", {"digits": digits.fingerprint})
+    monkeypatch.setattr(TwoSteps, "classes", digits.classes)
+
+    def stopped(self):
+        signal.raise_signal(signal.SIGTERM)
+        yield
+
+    def died(self):
+        raise RunFailed("the disk is full")
+        yield
+
+    monkeypatch.setattr(TwoSteps, "__iter__", died)
+    with pytest.raises(RunFailed):
+        command.train(tmp_path / "job.yaml")
+    monkeypatch.setattr(TwoSteps, "__iter__", stopped)
+    with pytest.raises(Stopped, match="--resume") as caught:
+        command.train(tmp_path / "job.yaml", resume=True)
     assert caught.value.exit_code == 4
