@@ -22,6 +22,13 @@ import psutil
 from pipeline.errors import EXIT_PEER_UNREACHABLE
 from tests.processes import Headrace, dispatchers, fork_servers, lines_of, pools, run_headrace, workers
 
+Harm = tuple[signal.Signals, Callable[[int], list[psutil.Process]]]
+HARMS: tuple[Harm, ...] = tuple(
+    (number, find)
+    for number in (signal.SIGKILL, signal.SIGSTOP)
+    for find in (workers, pools, dispatchers, fork_servers)
+)
+"""What can be done to which of a run's processes."""
 MAX_STOPPED_S = 7.0
 """Long enough that a stopped service is found silent and replaced, in some cases."""
 RUN_DEADLINE_S = 300.0
@@ -52,9 +59,11 @@ class Chaos:
     def __post_init__(self) -> None:
         self._coin = random.Random(self.seed)
         self._stopped: list[threading.Timer] = []
+        self._first_harms = self._coin.sample(HARMS, len(HARMS))
+        """So that each is done once at least, in any order."""
 
     def run(self, plan: Plan) -> None:
-        """The run from its start to its end, resumed after each death of its trainer."""
+        """The run from its start to its end, resumed after each death of its trainer, with every wish and harm."""
         arguments: list[str | Path] = []
         kills = list(plan.trainer_kills)
         try:
@@ -63,6 +72,8 @@ class Chaos:
         finally:
             for timer in self._stopped:
                 timer.join()
+        left = [*(name for _, name, _ in plan.wishes), *(harm_name(harm) for harm in self._first_harms)]
+        assert not left, f"the run was over before: {left}; done: {dict(self.done)}"
 
     @property
     def step(self) -> int:
@@ -95,20 +106,28 @@ class Chaos:
         return True
 
     def _harm(self, trainer_pid: int) -> None:
-        """Kill or stop one of the trainer's processes."""
-        find = self._coin.choice([workers, workers, workers, pools, dispatchers, fork_servers])
-        number = self._coin.choice([signal.SIGKILL, signal.SIGSTOP])
+        """Kill or stop one of the trainer's processes: first everything once, then workers most of all."""
+        harms = [harm for harm in HARMS for _ in range(3 if harm[1] is workers else 1)]
+        number, find = harm = self._first_harms[-1] if self._first_harms else self._coin.choice(harms)
         found = find(trainer_pid)
         if not found:
             return
         process = self._coin.choice(found)
         with contextlib.suppress(psutil.NoSuchProcess):
             process.send_signal(number)
-            self.done[f"{number.name} {find.__name__}"] += 1
+            self.done[harm_name(harm)] += 1
+            if self._first_harms:
+                self._first_harms.pop()
             if number == signal.SIGSTOP:
                 timer = threading.Timer(self._coin.uniform(0.2, MAX_STOPPED_S), _go_on, [process])
                 timer.start()
                 self._stopped.append(timer)
+
+
+def harm_name(harm: Harm) -> str:
+    """Such as `SIGKILL pools`."""
+    number, find = harm
+    return f"{number.name} {find.__name__}"
 
 
 def _go_on(process: psutil.Process) -> None:

@@ -1,25 +1,40 @@
 """The README is true: its commands and snippets run, in its order, and do what it says.
 
-Blocks under a line `<!-- not run: why -->` are exempt. A yaml block whose first line is a comment with a file name is
-written to that file and must pass `headrace check`.
+Blocks under a line `<!-- not run: why -->` are exempt. One under `<!-- goes on while the next blocks run -->` is a
+training run in another terminal. A yaml block whose first line is a comment with a file name is written to that file
+and must pass `headrace check`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from pipeline.errors import EXIT_STOPPED_RESUMABLE
+from tests.processes import lines_of
+
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"(?:<!-- not run: (?P<why>[^\n]+) -->\n)?```(?P<language>\w+)\n(?P<text>.*?)```\n", re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:<!-- (?:not run: (?P<why>[^\n]+)|(?P<goes_on>goes on while the next blocks run)) -->\n)?"
+    r"```(?P<language>\w+)\n(?P<text>.*?)```\n",
+    re.DOTALL,
+)
 IMAGES_PER_CLASS = 12
 """A batch's worth of the demo's images: enough to run the README's job, not to learn from."""
+
+MIN_STEPS = 50
+"""Of a run in another terminal before the next block: the README looks at step 40."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +42,20 @@ class Block:
     language: str
     text: str
     why_not: str
+    goes_on: bool
 
 
 def blocks() -> list[Block]:
     found = _BLOCK.finditer((ROOT / "README.md").read_text())
-    return [Block(match["language"], match["text"], match["why"] or "") for match in found]
+    return [Block(match["language"], match["text"], match["why"] or "", bool(match["goes_on"])) for match in found]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def run(command: list[str], folder: Path) -> str:
-    environment = dict(os.environ)
-    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
+    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=280)
     assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout
 
@@ -49,30 +67,61 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "configs"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
-    environment = folder / ".venv"
-    environment.mkdir()
+    virtual_environment = folder / ".venv"
+    virtual_environment.mkdir()
     for part in Path(sys.executable).parent.parent.iterdir():
         if part.name != "installed":
-            (environment / part.name).symlink_to(part)
-    (environment / "installed").touch()
+            (virtual_environment / part.name).symlink_to(part)
+    (virtual_environment / "installed").touch()
     return folder
+
+
+@contextlib.contextmanager
+def other_terminals() -> Iterator[list[subprocess.Popen[str]]]:
+    """What was started there must have ended by itself, stopped and resumable."""
+    started: list[subprocess.Popen[str]] = []
+    try:
+        yield started
+        for process in started:
+            out, _ = process.communicate(timeout=60)
+            assert process.returncode == EXIT_STOPPED_RESUMABLE, out
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def start_in_another_terminal(command: str, clone: Path) -> subprocess.Popen[str]:
+    """The run, once it has trained further than before."""
+    folder = clone / re.search(r"--run-dir (\S+)", command)[1]  # type: ignore[index]
+    before = len(lines_of(folder / "metrics.jsonl"))
+    process = subprocess.Popen(
+        ["bash", "-euc", f"exec {command.strip()}"],
+        cwd=clone,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    until_s = time.monotonic() + 120
+    while len(lines_of(folder / "metrics.jsonl")) < before + MIN_STEPS:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until_s, "no step in two minutes"
+        time.sleep(0.1)
+    return process
 
 
 @pytest.mark.timeout(600)
 def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None:
     printed: dict[str, str] = {}
-    for block in blocks():
-        if block.why_not:
-            continue
-        name = re.match(r"# (\w+\.yaml)\n", block.text)
-        if block.language == "sh":
-            printed[block.text] = run(["bash", "-euc", block.text], clone)
-        elif block.language == "python":
-            printed[block.text] = run([sys.executable, "-c", block.text], clone)
-        elif block.language == "yaml" and name:
-            (clone / name[1]).write_text(block.text)
-            _give_it_images(clone)
-            run(["headrace", "check", name[1]], clone)
+    with other_terminals() as terminals:
+        for block in blocks():
+            if block.goes_on:
+                terminals.append(start_in_another_terminal(block.text, clone))
+            elif not block.why_not:
+                printed[block.text] = run_block(block, clone)
     accuracy = re.search(r"held-out accuracy +│ ([\d.]+) %", _printed_by("make demo", printed))
     assert accuracy is not None
     assert float(accuracy[1]) > 90
@@ -80,11 +129,31 @@ def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None
     assert 6 == len(lines)
     assert lines[:3] == lines[3:]
     assert 10 == _printed_by("print(batch.step", printed).count("torch.Size([64, 3, 64, 64])")
+    swapped = _printed_by("headrace swap", printed)
+    assert re.search(
+        r"pool \S+ has 4 .*\nrecipe (\w+) from .*gentle\.yaml takes over at step \d+\nrecipe", swapped
+    )
+    assert "SIGKILL" in _printed_by("kill -KILL", printed)
+    assert "as recorded" in _printed_by("headrace replay", printed)
+
+
+def run_block(block: Block, clone: Path) -> str:
+    """What it prints; a yaml block is written down and checked."""
+    name = re.match(r"# (\w+\.yaml)\n", block.text)
+    if block.language == "sh":
+        return run(["bash", "-euc", block.text], clone)
+    if block.language == "python":
+        return run([sys.executable, "-c", block.text], clone)
+    if block.language == "yaml" and name:
+        (clone / name[1]).write_text(block.text)
+        _give_it_images(clone)
+        run(["headrace", "check", name[1]], clone)
+    return ""
 
 
 def test_every_exempt_block_says_why() -> None:
     """`not run` is for what cannot run here, so there are few."""
-    assert 5 >= sum(bool(block.why_not) for block in blocks())
+    assert 6 >= sum(bool(block.why_not) for block in blocks())
 
 
 def test_the_library_snippet_takes_six_lines_at_most() -> None:
