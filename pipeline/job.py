@@ -11,15 +11,21 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
-DecayRate = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0.0)]
-NonNegativeFloat = Annotated[float, Field(ge=0.0)]
+from pipeline.job_clip import ClipSection as ClipSection
+from pipeline.job_model import ModelSection as ModelSection
+from pipeline.section import (
+    DecayRate,
+    Fraction,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OpenFraction,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 AUTOMATIC_START = 2
 """Workers that `auto` begins with: the default of `workers`, so that a job's first second is as it was."""
@@ -30,12 +36,6 @@ def _worker_count(value: object) -> object:
     if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
         return value
     raise ValueError("a number of workers from 0, or auto")
-
-
-class Section(BaseModel):
-    """Unknown keys are errors; a job never changes after it was checked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, strict=False)
 
 
 class SplitByHash(Section):
@@ -136,6 +136,9 @@ class TrainStream(Section):
     effect at the next batch boundary that nothing of has been made."""
     batch_size: PositiveInt = 64
     """Samples a batch."""
+    accumulate: PositiveInt = 1
+    """Micro-batches a batch is computed in, one after the other, where the whole does not fit into memory: the step is
+    still the mean over the whole batch. Batch norm sees micro-batches."""
     epochs: PositiveInt = 1
     """Passes over the source."""
     shuffle: bool = True
@@ -157,40 +160,6 @@ class EvalStream(Section):
     """Samples a batch; twice the training default since no gradients are kept."""
     every_steps: NonNegativeInt = 0
     """Evaluate every so many steps; 0: after each epoch. Always once at the end."""
-
-
-class ModelSection(Section):
-    """What is trained: a built-in model, or the user's own factory."""
-
-    kind: Literal["mlp", "cnn", "resnet", "factory"] = "cnn"
-    """`factory` calls `factory(input_shape=(C,H,W), num_classes=K, **options)`."""
-    factory: str = ""
-    """`module:factory` or `file.py:factory`, for kind `factory`."""
-    options: dict[str, Any] = {}
-    """Keyword arguments of the factory."""
-    width: PositiveInt = 32
-    """Units of an mlp's layer, or channels of the first stage of cnn and resnet."""
-    depth: PositiveInt = 3
-    """Hidden layers (mlp), stages (cnn), residual blocks a stage (resnet)."""
-    activation: Literal["relu", "leaky_relu", "elu", "gelu", "silu", "tanh", "sigmoid"] = "relu"
-    """Non-linearity after each hidden layer."""
-    init: Literal[
-        "default",
-        "zeros",
-        "normal",
-        "xavier_uniform",
-        "xavier_normal",
-        "kaiming_uniform",
-        "kaiming_normal",
-        "orthogonal",
-    ] = "kaiming_normal"
-    """Law of the weights; biases start at zero, except `default`, which leaves torch's own."""
-
-    @model_validator(mode="after")
-    def _factory_goes_with_its_kind(self) -> ModelSection:
-        if (self.kind == "factory") != bool(self.factory):
-            raise ValueError("`factory` together with kind `factory`, and neither without the other")
-        return self
 
 
 class OptimizerSection(Section):
@@ -221,14 +190,6 @@ class ScheduleSection(Section):
     """`cosine` ends here; `plateau` never goes below."""
     patience: NonNegativeInt = 3
     """`plateau`: evaluations without a lower held-out loss before the rate drops."""
-
-
-class ClipSection(Section):
-    """What happens to gradients between backward and step."""
-
-    kind: Literal["none", "value", "norm"] = "none"
-    threshold: PositiveFloat = 1.0
-    """`value`: each element to [-threshold, threshold]; `norm`: the global 2-norm to at most threshold."""
 
 
 class CheckpointSection(Section):
@@ -291,18 +252,34 @@ class JobConfig(Section):
     clip: ClipSection = ClipSection()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA when torch sees a GPU."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What layers compute in (torch's autocast; weights stay float32); `fp16` scales the loss, 65,536 times at first,
+    and skips steps that overflow. `fp32`: results are as the weights' own arithmetic gives them."""
     deterministic: bool = False
     """True: only deterministic torch kernels (slower on CUDA), so that equal runs end bit-identical there."""
     torch_threads: NonNegativeInt = 0
     """Threads torch computes with; 0: torch's own choice. Results are bit-identical only for equal numbers."""
 
+    @field_validator("min_workers")
+    @classmethod
+    def _least_holds_the_start(cls, min_workers: int, info: ValidationInfo) -> int:
+        workers = info.data.get("workers", 0)
+        if isinstance(workers, int) and 0 < workers < min_workers:
+            raise _out_of_bounds(
+                f"at most {workers}, the `workers` that the job begins with", f"at least {min_workers}"
+            )
+        return min_workers
+
     @field_validator("max_workers")
     @classmethod
-    def _bounds_hold_the_start(cls, max_workers: int, info: ValidationInfo) -> int:
+    def _greatest_holds_the_start(cls, max_workers: int, info: ValidationInfo) -> int:
         workers, min_workers = info.data.get("workers", 0), info.data.get("min_workers", 1)
-        at_least = max(min_workers, workers if isinstance(workers, int) else 0)
-        if 0 < max_workers < at_least:
-            raise ValueError(f"0, or at least {at_least}: neither below `min_workers` nor below `workers`")
+        if 0 < max_workers < min_workers:
+            raise ValueError(f"0, or at least {min_workers}, the `min_workers`")
+        if isinstance(workers, int) and 0 < max_workers < workers:
+            raise _out_of_bounds(
+                f"0, or at least {workers}, the `workers` that the job begins with", f"at most {max_workers}"
+            )
         return max_workers
 
     @model_validator(mode="after")
@@ -311,6 +288,11 @@ class JobConfig(Section):
             if stream is not None and stream.source not in self.sources:
                 raise ValueError(f"source {stream.source!r} is not one of: {', '.join(self.sources) or 'none'}")
         return self
+
+
+def _out_of_bounds(expected: str, other_start: str) -> PydanticCustomError:
+    way_out = f"change it (--set also does), or begin with {other_start}: `workers` in the job, or --workers"
+    return PydanticCustomError("out_of_bounds", "{expected}", {"expected": expected, "way_out": way_out})
 
 
 def initial_workers(config: JobConfig) -> tuple[int, bool]:

@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import ModelSection
-from trainer.activations import ACTIVATIONS
+from pipeline.job_model import ActivationSection
+from trainer.activations import make_activation, swap_activations
 from trainer.initialization import initialize
 
 Factory = Callable[..., nn.Module]
@@ -32,15 +33,20 @@ def build_model(
 ) -> nn.Module:
     """Maps float images (N, *input_shape_CHW) to logits (N, num_classes); equal torch seeds give equal weights.
 
-    `factory` is what `section.factory` names, for kind `factory`. A user's model keeps the weights its factory gave
-    it: `init` and `activation` are for the built-in ones.
+    `factory` is what `section.factory` names, for kind `factory`. A user's model keeps the weights and activations
+    its factory gave it, unless the section names others. Law `lsuv` still needs `trainer.lsuv.scale_to_unit` and a
+    batch; a model whose weights are loaded next needs neither.
     """
+    said = None if section.activation.name == "default" else section.activation
     if section.kind == "factory":
         assert factory is not None
         model = _call_factory(factory, section, input_shape_CHW, num_classes)
+        if said is not None:
+            swap_activations(model, said)
     else:
         model = _BUILT_IN[section.kind](section, input_shape_CHW, num_classes)
-        initialize(model, section.init, section.activation)
+    example = torch.zeros((2, *input_shape_CHW), device=next(model.parameters()).device)
+    initialize(model, section.init, said, example=example)
     return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -49,7 +55,7 @@ def build_mlp(section: ModelSection, input_shape_CHW: tuple[int, int, int], num_
     layers: list[nn.Module] = [nn.Flatten()]
     num_inputs = math.prod(input_shape_CHW)
     for _ in range(section.depth):
-        layers += [nn.Linear(num_inputs, section.width), ACTIVATIONS[section.activation].make()]
+        layers += [nn.Linear(num_inputs, section.width), _activation(section)]
         num_inputs = section.width
     return nn.Sequential(*layers, nn.Linear(num_inputs, num_classes))
 
@@ -63,7 +69,7 @@ def build_cnn(section: ModelSection, input_shape_CHW: tuple[int, int, int], num_
         layers += [
             nn.Conv2d(num_inputs, num_channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(num_channels),
-            ACTIVATIONS[section.activation].make(),
+            _activation(section),
             # ceil_mode: a map of one pixel stays one, so any depth goes with any image.
             nn.MaxPool2d(2, ceil_mode=True),
         ]
@@ -76,14 +82,14 @@ def build_resnet(section: ModelSection, input_shape_CHW: tuple[int, int, int], n
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape_CHW[0], section.width, 3, padding=1, bias=False),
         nn.BatchNorm2d(section.width),
-        ACTIVATIONS[section.activation].make(),
+        _activation(section),
     ]
     num_inputs = section.width
     for stage in range(_RESNET_STAGES):
         num_channels = section.width << stage
         for block in range(section.depth):
             stride = 2 if stage > 0 and block == 0 else 1
-            layers.append(BasicBlock(num_inputs, num_channels, stride, section.activation))
+            layers.append(BasicBlock(num_inputs, num_channels, stride, _activation_section(section)))
             num_inputs = num_channels
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(num_inputs, num_classes))
 
@@ -91,14 +97,14 @@ def build_resnet(section: ModelSection, input_shape_CHW: tuple[int, int, int], n
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (He et al. 2016): the shortcut is the input itself where shapes agree."""
 
-    def __init__(self, num_inputs: int, num_channels: int, stride: int, activation: str) -> None:
+    def __init__(self, num_inputs: int, num_channels: int, stride: int, activation: ActivationSection) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(num_inputs, num_channels, 3, stride=stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(num_channels)
-        self.activation1 = ACTIVATIONS[activation].make()
+        self.activation1 = make_activation(activation)
         self.conv2 = nn.Conv2d(num_channels, num_channels, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(num_channels)
-        self.activation2 = ACTIVATIONS[activation].make()
+        self.activation2 = make_activation(activation)
         self.stride = stride
         self.num_new_channels = num_channels - num_inputs
 
@@ -112,6 +118,14 @@ class BasicBlock(nn.Module):
             shortcut_NCHW = functional.pad(every_second_NCHW, (0, 0, 0, 0, 0, self.num_new_channels))
         output_NCHW: torch.Tensor = self.activation2(branch_NCHW + shortcut_NCHW)
         return output_NCHW
+
+
+def _activation_section(section: ModelSection) -> ActivationSection:
+    return ActivationSection(name="relu") if section.activation.name == "default" else section.activation
+
+
+def _activation(section: ModelSection) -> nn.Module:
+    return make_activation(_activation_section(section))
 
 
 _BUILT_IN = {"mlp": build_mlp, "cnn": build_cnn, "resnet": build_resnet}

@@ -235,9 +235,20 @@ def test_a_wrong_number_of_workers_is_one_problem(job: Path, override: str) -> N
     assert (problem.path, problem.expected) == ("workers", "a number of workers from 0, or auto")
 
 
-@pytest.mark.parametrize("others", [["min_workers=4"], ["workers=4"]])
+@pytest.mark.parametrize("others", [["workers=auto", "min_workers=4"], ["workers=4"]])
 def test_bounds_that_leave_no_room_are_refused(job: Path, others: list[str]) -> None:
     assert "at least 4" in refused(job, *others, "max_workers=3")["max_workers"].expected
+
+
+@pytest.mark.parametrize(
+    ("bound", "others", "begin_with"),
+    [("max_workers", ["workers=16", "max_workers=3"], "at most 3"), ("min_workers", ["min_workers=6"], "at least 6")],
+)
+def test_a_start_outside_its_bounds_is_refused_with_both_ways_out(
+    job: Path, bound: str, others: list[str], begin_with: str
+) -> None:
+    """The bound stands in the job and the start may come from --workers: either may be what is wrong."""
+    assert f"begin with {begin_with}: `workers` in the job, or --workers" in refused(job, *others)[bound].way_out
 
 
 def test_overrides_are_yaml_and_the_last_one_wins(job: Path) -> None:

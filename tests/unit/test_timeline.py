@@ -50,6 +50,18 @@ def test_a_new_entry_takes_over_at_its_step() -> None:
     assert 2 + 46 == timeline.num_steps
 
 
+@pytest.mark.parametrize("start", [8, 12])
+def test_entries_at_the_end_or_past_it_are_left_out(start: int) -> None:
+    """A timeline of more epochs than the job has by now must not make batches that are not there."""
+    entries = [
+        TimelineEntry(start=0, step=0, recipe="a", batch_size=4),
+        TimelineEntry(start=start, step=start // 4, recipe="b", batch_size=4),
+    ]
+    timeline = Timeline(entries, num_samples=4, last_batch="drop", end_position=8)
+    assert timeline.entries == (entries[0],)
+    assert [tuple(timeline.batch(step)) for step in range(timeline.num_steps)] == [(0, 0, 4, "a"), (1, 4, 8, "a")]
+
+
 def test_a_step_past_the_end_is_an_index_error() -> None:
     timeline = Timeline(
         [TimelineEntry(start=0, step=0, recipe="a", batch_size=4)], num_samples=8, last_batch="drop", end_position=8

@@ -1,6 +1,5 @@
 """Built-in and users' models, activations, initial weights."""
 
-import math
 import re
 
 import pytest
@@ -9,13 +8,22 @@ from torch import nn
 
 from pipeline.errors import ConfigError
 from pipeline.job import ModelSection
+from pipeline.job_model import ACTIVATION_PARAMETERS
 from pipeline.user_code import load_attribute
-from trainer.activations import ACTIVATIONS
 from trainer.checkpoint import weights_sha256
-from trainer.initialization import INIT_LAWS, initialize
+from trainer.gains import gains
 from trainer.models import build_model, check_output
 
 BUILT_IN = ("mlp", "cnn", "resnet")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Tiny tensors: more threads only get in each other's way."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)
@@ -46,75 +54,9 @@ def test_equal_seeds_give_equal_weights(kind):
 
 @pytest.mark.parametrize("kind", BUILT_IN)
 def test_every_activation_of_a_job_can_be_built_and_trained(kind):
-    for name in ModelSection.model_fields["activation"].annotation.__args__:
-        model = build_model(ModelSection(kind=kind, width=4, activation=name), (1, 8, 8), 3)
+    for name in ACTIVATION_PARAMETERS:
+        model = build_model(ModelSection(kind=kind, width=4, depth=1, activation=name), (1, 8, 8), 3)
         model(torch.randn(4, 1, 8, 8)).sum().backward()
-
-
-def test_every_law_of_a_job_has_its_entry():
-    assert {"default", *INIT_LAWS} == set(ModelSection.model_fields["init"].annotation.__args__)
-
-
-def test_a_gain_keeps_the_mean_square_of_a_normal_signal():
-    """gain^2 * E[f(z)^2] = 1 for z ~ N(0, 1)."""
-    z = torch.linspace(-12.0, 12.0, 480_001, dtype=torch.float64)
-    density = torch.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
-    for name, activation in ACTIVATIONS.items():
-        mean_square = torch.trapezoid(activation.make()(z.clone()) ** 2 * density, z).item()
-        assert activation.gain**2 * mean_square == pytest.approx(1.0, abs=1e-5), name
-
-
-LAYERS = {
-    "wide linear": (lambda: nn.Linear(700, 300), 700, 300),
-    "tall linear": (lambda: nn.Linear(200, 900), 200, 900),
-    "convolution": (lambda: nn.Conv2d(40, 64, 3), 40 * 9, 64 * 9),
-}
-
-
-@pytest.mark.parametrize("law", INIT_LAWS)
-@pytest.mark.parametrize("layer", LAYERS)
-def test_weights_have_the_standard_deviation_of_their_law(law, layer):
-    """Written out here from the papers, not taken from the table under test."""
-    make, fan_in, fan_out = LAYERS[layer]
-    torch.manual_seed(0)
-    module = make()
-    initialize(module, law, "relu")
-    num_rows = module.weight.shape[0]
-    expected = {
-        "zeros": 0.0,
-        "normal": 0.01,
-        "xavier": math.sqrt(2.0 / (fan_in + fan_out)),
-        "kaiming": math.sqrt(2.0 / fan_in),
-        "orthogonal": math.sqrt(2.0 / max(fan_in, num_rows)),
-    }[law.split("_")[0]]
-    # 23,040 weights and more: the sample deviation is within 2 % (4 sigma of its own spread).
-    assert module.weight.std().item() == pytest.approx(expected, rel=0.02)
-    assert not module.bias.any()
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_xavier_and_kaiming_uniform_fill_their_interval_and_no_more(layer):
-    make, fan_in, fan_out = LAYERS[layer]
-    bounds = {"xavier_uniform": math.sqrt(6.0 / (fan_in + fan_out)), "kaiming_uniform": math.sqrt(6.0 / fan_in)}
-    for law, bound in bounds.items():
-        module = make()
-        initialize(module, law, "relu")
-        assert 0.999 * bound < module.weight.abs().max().item() <= bound * (1 + 1e-6)
-
-
-def test_orthogonal_weights_are_orthogonal():
-    module = nn.Linear(50, 30)
-    initialize(module, "orthogonal", "relu")
-    torch.testing.assert_close(module.weight @ module.weight.T, 2.0 * torch.eye(30), atol=1e-5, rtol=0.0)
-
-
-def test_default_leaves_weights_and_norm_layers_are_never_touched():
-    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
-    before = [parameter.clone() for parameter in model.parameters()]
-    initialize(model, "default", "relu")
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    initialize(model, "zeros", "relu")
-    assert torch.equal(torch.ones(4), model[1].weight)
 
 
 def test_kaiming_keeps_the_signal_through_a_deep_relu_net(tmp_path):
@@ -135,6 +77,11 @@ def make(input_shape, num_classes, hidden=3):
     torch.nn.init.constant_(model[2].weight, 0.25)
     return model
 
+def make_deep(input_shape, num_classes):
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(48, 64), torch.nn.ReLU(), torch.nn.Linear(64, num_classes)
+    )
+
 def make_text(input_shape, num_classes):
     return "a model"
 
@@ -143,12 +90,21 @@ def make_frozen(input_shape, num_classes):
 """
 
 
-def test_a_users_factory_is_called_with_shape_classes_and_options_and_keeps_its_weights(tmp_path):
+@pytest.mark.parametrize("init", [{}, {"init": "default"}])
+def test_a_users_factory_is_called_with_shape_classes_and_options_and_keeps_its_weights(init, tmp_path):
     (tmp_path / "mine.py").write_text(FACTORY)
-    section = ModelSection(kind="factory", factory="mine.py:make", options={"hidden": 6}, init="zeros")
+    section = ModelSection(kind="factory", factory="mine.py:make", options={"hidden": 6}, **init)
     model = build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
     assert model(torch.zeros(2, 3, 4, 4)).shape == (2, 5)
     assert torch.equal(torch.full((5, 6), 0.25), model[2].weight)
+
+
+def test_a_users_model_gets_the_law_and_the_activation_that_the_job_names(tmp_path):
+    (tmp_path / "mine.py").write_text(FACTORY)
+    section = ModelSection(kind="factory", factory="mine.py:make_deep", init="auto", activation="tanh")
+    model = build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
+    assert isinstance(model[2], torch.nn.Tanh)
+    assert model[1].weight.std().item() == pytest.approx(gains("tanh").forward * (2 / (48 + 64)) ** 0.5, rel=0.05)
 
 
 @pytest.mark.parametrize(("name", "got"), [("make_text", "'a model'"), ("make_frozen", "a module with none (Flatten)")])
