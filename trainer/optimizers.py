@@ -7,6 +7,9 @@ Never sets a schedule: `trainer/schedules.py` gives each step's learning rate.
 Weight decay is for weights only. Biases and the weights of norm layers (all parameters of fewer than two
 dimensions) are left out, as is customary since He et al. 2019 ("Bag of Tricks", section 3.1): pulling a scale or an
 offset to zero limits no capacity. The gradients' norm and clipping take in all parameters.
+
+`sgd` with momentum 0 is theta -= lr * gradient, and full-batch gradient descent where the batch is the whole source:
+`batch_size` its number of samples, `accumulate` as many parts as memory asks for. A test has the textbook's numbers.
 """
 
 from __future__ import annotations

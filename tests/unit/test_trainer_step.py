@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,11 +13,10 @@ from torch import nn
 from pipeline.errors import RunFailed
 from pipeline.job import ClipSection, OptimizerSection, ScheduleSection
 from trainer.batch import Batch
-from trainer.clipping import clip_gradients, exact_norm, global_norm
 from trainer.evaluation import evaluate
 from trainer.optimizers import build_optimizer
 from trainer.schedules import Schedule, learning_rate
-from trainer.step import train_step
+from trainer.step import Stepper, train_step
 
 NO_CLIP = ClipSection()
 
@@ -114,45 +114,6 @@ def test_huge_finite_gradients_are_clipped_not_skipped():
     assert model[1].weight.norm().item() == pytest.approx(0.5, rel=1e-4)
 
 
-# --- clipping ---------------------------------------------------------------------------------------------------
-
-gradient_lists = st.lists(
-    st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=8).map(torch.tensor),
-    min_size=1,
-    max_size=4,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(gradients=gradient_lists, threshold=st.floats(2.0**-10, 2.0**10))
-def test_clipping_by_norm_keeps_the_direction_and_bounds_the_norm(gradients, threshold):
-    before = [gradient.double() for gradient in gradients]
-    norm = exact_norm(gradients)
-    was_clipped = clip_gradients(gradients, norm, ClipSection(kind="norm", threshold=threshold))
-    assert was_clipped == (norm > threshold)
-    assert exact_norm(gradients) <= threshold * (1 + 1e-5)
-    factor = min(1.0, threshold / norm) if norm else 1.0
-    for gradient, old in zip(gradients, before, strict=True):
-        torch.testing.assert_close(gradient.double(), old * factor, rtol=1e-5, atol=1e-30)
-
-
-@settings(max_examples=200, deadline=None)
-@given(gradients=gradient_lists, threshold=st.floats(2.0**-10, 2.0**10, width=32))
-def test_clipping_by_value_moves_only_what_is_over(gradients, threshold):
-    before = [gradient.clone() for gradient in gradients]
-    was_clipped = clip_gradients(gradients, exact_norm(gradients), ClipSection(kind="value", threshold=threshold))
-    assert was_clipped == any((gradient.abs() > threshold).any() for gradient in before)
-    for gradient, old in zip(gradients, before, strict=True):
-        assert torch.equal(gradient, old.clamp(-threshold, threshold))
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_norm_is_finite_only_if_every_gradient_is(bad):
-    assert math.isfinite(exact_norm([torch.tensor([3e38, -3e38]), torch.tensor([3e38])]))
-    assert not math.isfinite(exact_norm([torch.tensor([1.0]), torch.tensor([1.0, bad])]))
-    assert not math.isfinite(global_norm([torch.tensor([1.0]), torch.tensor([1.0, bad])]).item())
-
-
 # --- optimizers -------------------------------------------------------------------------------------------------
 
 
@@ -179,6 +140,26 @@ def test_frozen_parameters_are_not_the_optimizers():
     optimizer = build_optimizer(OptimizerSection(), model)
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     assert held == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+def test_full_batch_gradient_descent_is_the_textbooks_loop():
+    """`sgd` without momentum on the whole data set as one batch: theta -= lr * 2/n * X^T (X theta - y), the gradient
+    of the mean of squares, 1,000 times."""
+    X, y = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0], [1.0, 4.0]]), np.array([1.0, 2.0, 3.0, 4.0])
+    theta = np.zeros(2)
+    for _ in range(1000):
+        theta -= 0.01 * 2.0 / len(X) * X.T @ (X @ theta - y)
+
+    model = nn.Linear(2, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = build_optimizer(OptimizerSection(kind="sgd", momentum=0.0), model)
+    stepper = Stepper(model, optimizer, criterion=nn.functional.mse_loss)
+    batch = make_batch(torch.tensor(X, dtype=torch.float32), torch.tensor(y, dtype=torch.float32)[:, None])
+    for _ in range(1000):
+        result = stepper.step(batch, lr=0.01)
+    assert model.weight.detach().numpy()[0] == pytest.approx(theta, abs=1e-6)
+    assert result.loss < 0.01
+    assert result.num_correct == 0
 
 
 # --- schedules --------------------------------------------------------------------------------------------------
