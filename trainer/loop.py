@@ -40,7 +40,7 @@ from trainer.random_state import random_state_kept
 from trainer.record import Progress, RunRecord, Summary, json_number
 from trainer.repeat import require_equal
 from trainer.schedules import Schedule
-from trainer.step import train_step
+from trainer.step import Stepper
 from trainer.stopping import StopNow, StopRequest
 from trainer.trainable import require_trainable
 
@@ -128,6 +128,13 @@ class _Training:
         self._model = self._model_record.build(factory).to(self._device)
         check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
         self._optimizer = build_optimizer(config.optimizer, self._model)
+        self._stepper = Stepper(
+            self._model,
+            self._optimizer,
+            clip=config.clip,
+            precision=config.precision,
+            accumulate=config.train.accumulate,
+        )
         self._schedule = Schedule(config.schedule, config.optimizer.lr, streams.train.num_steps)
         self._record = RunRecord(folder, streams.train.num_steps, config.checkpoint.keep_best)
         self._recorded = dict(resumed.recorded) if resumed else {}
@@ -143,6 +150,7 @@ class _Training:
             step=self._record.num_steps_done,
             device=str(self._device),
             config=config.model_dump(mode="json"),
+            step_settings=self._stepper.describe(),
             source_fingerprints=dict(streams.fingerprints),
             classes=streams.train.classes,
         )
@@ -155,7 +163,7 @@ class _Training:
             for batch in self._stop.while_waiting(self._streams.train):
                 self._before_step(batch)
                 lr = self._schedule.lr(batch.step)
-                result = train_step(self._model, self._optimizer, batch, lr=lr, clip=self._config.clip)
+                result = self._stepper.step(batch, lr=lr)
                 record.add_step(batch, result)
                 on_progress(record.progress(waited.waited_s))
                 self.writer.check()
@@ -221,7 +229,11 @@ class _Training:
             "best": record.best_state(),
             "model": msgspec.to_builtins(self._model_record),
         }
-        states = {"record": record.state_dict(), "schedule": self._schedule.state_dict()}
+        states = {
+            "record": record.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "stepper": self._stepper.state_dict(),
+        }
         step = record.num_steps_done
         return take_snapshot(self._model, self._optimizer, self._copies, step=step, states=states, state=state)
 
@@ -230,6 +242,7 @@ class _Training:
         states = restore(resumed.checkpoint, self._model, self._optimizer)
         self._record.load_state_dict(states["record"])
         self._schedule.load_state_dict(states["schedule"])
+        self._stepper.load_state_dict(states["stepper"])
         self._saved = (self._record.num_steps_done, self._record.evaluated_step)
         for difference in differing_environment(resumed.state):
             log.warning("action=environment_differs %s; the result may differ in its last bits", difference)

@@ -170,14 +170,22 @@ class RunRecord:
                 "digest": batch.digest,
                 **numbers,
                 "clipped": result.was_clipped,
+                "clipped_norm": json_number(result.clipped_norm),
+                "loss_scale": result.loss_scale,
                 "skipped": result.was_skipped,
                 "num_samples": result.num_samples,
                 "num_correct": result.num_correct,
             }
         )
-        if result.was_skipped:
+        if result.maybe_fault is not None:
             self._skipped_steps += 1
-            self._folder.append_event("step_skipped", step=batch.step, why="loss or gradient not finite", **numbers)
+            self._folder.append_event(
+                "step_skipped",
+                step=batch.step,
+                why="loss or gradient not finite",
+                fault=asdict(result.maybe_fault),
+                **numbers,
+            )
         else:
             self._last_losses.append(result.loss)
 

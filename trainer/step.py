@@ -337,16 +337,3 @@ class _Passed:
                 for outputs, (_, labels) in zip(self.outputs, self.parts, strict=True)
             ]
             return torch.cat([loss.flatten(1).mean(dim=1) if loss.ndim > 1 else loss for loss in losses])
-
-
-def train_step(
-    model: nn.Module,
-    optimizer: Optimizer,
-    batch: Batch,
-    *,
-    lr: float,
-    clip: ClipSection = ClipSection(),  # noqa: B008 - frozen
-    observer: StepObserver | None = None,
-) -> StepResult:
-    """A `Stepper`'s first step: for a single one. Clipping `auto` and loss scales need a stepper that is kept."""
-    return Stepper(model, optimizer, clip=clip, observer=observer).step(batch, lr=lr)

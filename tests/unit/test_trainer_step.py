@@ -16,7 +16,7 @@ from trainer.batch import Batch
 from trainer.evaluation import evaluate
 from trainer.optimizers import build_optimizer
 from trainer.schedules import Schedule, learning_rate
-from trainer.step import Stepper, train_step
+from trainer.step import Stepper
 
 NO_CLIP = ClipSection()
 
@@ -64,7 +64,7 @@ def test_a_step_is_what_torch_does_by_hand(kind):
     optimizer, optimizer_by_hand = build_optimizer(section, model), build_optimizer(section, by_hand)
     for seed in range(3):
         batch = random_batch(seed=seed)
-        result = train_step(model, optimizer, batch, lr=0.01, clip=NO_CLIP)
+        result = Stepper(model, optimizer, clip=NO_CLIP).step(batch, lr=0.01)
         for group in optimizer_by_hand.param_groups:
             group["lr"] = 0.01
         optimizer_by_hand.zero_grad()
@@ -90,11 +90,11 @@ def test_a_batch_with_a_non_finite_pixel_leaves_no_trace(bad, clip):
     poisoned = random_batch(seed=9)
     poisoned.images[0, 0, 0, 0] = bad
     for seed in range(3):
-        result = train_step(model, optimizer, poisoned, lr=0.1, clip=clip)
+        result = Stepper(model, optimizer, clip=clip).step(poisoned, lr=0.1)
         assert result.was_skipped
         assert not result.was_clipped
-        train_step(model, optimizer, random_batch(seed=seed), lr=0.1, clip=clip)
-        train_step(undisturbed, optimizer_undisturbed, random_batch(seed=seed), lr=0.1, clip=clip)
+        Stepper(model, optimizer, clip=clip).step(random_batch(seed=seed), lr=0.1)
+        Stepper(undisturbed, optimizer_undisturbed, clip=clip).step(random_batch(seed=seed), lr=0.1)
     assert are_equal(everything_in(model), everything_in(undisturbed))
 
 
@@ -106,7 +106,7 @@ def test_huge_finite_gradients_are_clipped_not_skipped():
     with torch.no_grad():
         model[1].weight.zero_()
     batch.images.mul_(1e25)
-    result = train_step(model, optimizer, batch, lr=1.0, clip=ClipSection(kind="norm", threshold=0.5))
+    result = Stepper(model, optimizer, clip=ClipSection(kind="norm", threshold=0.5)).step(batch, lr=1.0)
     assert math.isfinite(result.grad_norm)
     assert result.grad_norm > 1e20
     assert result.was_clipped
