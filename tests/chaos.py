@@ -31,6 +31,9 @@ HARMS: tuple[Harm, ...] = tuple(
 """What can be done to which of a run's processes."""
 MAX_STOPPED_S = 7.0
 """Long enough that a stopped service is found silent and replaced, in some cases."""
+MAX_HARMS_WITHOUT_STEP = 4
+"""Then the run is left alone until its next step: on a busy machine a pool takes longer to start than the next harm to
+come, and a run that is only ever harmed need not get on."""
 RUN_DEADLINE_S = 300.0
 OPERATOR_DEADLINE_S = 60.0
 
@@ -59,6 +62,8 @@ class Chaos:
     def __post_init__(self) -> None:
         self._coin = random.Random(self.seed)
         self._stopped: list[threading.Timer] = []
+        self._harmed_step = -1
+        self._harms_at_step = 0
         self._first_harms = self._coin.sample(HARMS, len(HARMS))
         """So that each is done once at least, in any order."""
 
@@ -99,11 +104,16 @@ class Chaos:
                     _, name, act = plan.wishes.pop(0)
                     self.done[name] += 1
                     act()
-                elif step >= 0:
+                elif step >= 0 and self._may_harm(step):
                     self._harm(run.pid)
             ended = run.finish()
         assert ended.code == 0, f"exit code {ended.code}\n{ended.out}\n{ended.err}\ndone: {dict(self.done)}"
         return True
+
+    def _may_harm(self, step: int) -> bool:
+        self._harms_at_step = self._harms_at_step + 1 if step == self._harmed_step else 1
+        self._harmed_step = step
+        return self._harms_at_step <= MAX_HARMS_WITHOUT_STEP
 
     def _harm(self, trainer_pid: int) -> None:
         """Kill or stop one of the trainer's processes: first everything once, then workers most of all."""

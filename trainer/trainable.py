@@ -54,5 +54,16 @@ def require_trainable(job: Job, spec: BatchSpec, classes: tuple[str, ...]) -> No
                 way_out="add one, or choose another schedule",
             )
         )
+    if job.config.model.init.law == "lsuv":
+        problems.append(
+            Problem(
+                file=str(job.path),
+                line=0,
+                path="model.init.law",
+                expected="a law that looks at no images: a job cannot show any to LSUV yet",
+                got="lsuv",
+                way_out="take `auto`; or call trainer.lsuv.lsuv(model, images_NCHW) in a model factory of your own",
+            )
+        )
     if problems:
         raise ConfigError(problems)
