@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pytest
 
 from headrace.embedded import open_streams
 from pipeline.config import dump_job, load_job
@@ -139,6 +140,7 @@ def openers(cache: Path) -> set[psutil.Process]:
     return found
 
 
+@pytest.mark.long
 def test_under_fail_the_first_bad_file_ends_the_run_and_is_named(tmp_path, photos):
     """Exit code 1, the file, the cause, and what to do."""
     put(photos, {"text.jpg": BAD_FILES["text.jpg"]})

@@ -103,6 +103,7 @@ def test_killing_a_worker_every_second_for_a_minute_changes_nothing(tmp_path, ar
     check_kills_change_nothing(tmp_path, arrays, seconds=60)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("find", "name"), [(dispatchers, "headrace pipeline"), (pools, "headrace workers")])
 def test_a_killed_service_is_started_again_and_the_journal_says_so(tmp_path, arrays, find, name):
     """The user finds out what happened, and finds that it changed nothing."""

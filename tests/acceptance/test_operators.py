@@ -126,6 +126,7 @@ def test_status_shows_the_run_and_scale_changes_its_workers(run: Run) -> None:
     assert {line["recipe"] for line in steps} == {run.digest(run.strong)}
 
 
+@pytest.mark.long
 def test_swap_changes_the_chain_at_the_step_it_names_and_back(run: Run) -> None:
     """On disk, in status and in every batch; a chain that is wrong changes nothing."""
     strong, weak = run.digest(run.strong), run.digest(run.weak)

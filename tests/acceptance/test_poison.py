@@ -92,6 +92,7 @@ def digests(run_dir: Path):
     return [line["digest"] for line in lines_of(run_dir / "metrics.jsonl")]
 
 
+@pytest.mark.long
 def test_a_sample_that_crashes_its_reader_is_substituted_alike_for_one_and_two_workers(tmp_path):
     """Law 7, and law 1 even then: the substitute is a function of the coordinates."""
     job = poisoned_job(tmp_path, "segfault")

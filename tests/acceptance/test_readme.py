@@ -130,9 +130,7 @@ def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None
     assert lines[:3] == lines[3:]
     assert 10 == _printed_by("print(batch.step", printed).count("torch.Size([64, 3, 64, 64])")
     swapped = _printed_by("headrace swap", printed)
-    assert re.search(
-        r"pool \S+ has 4 .*\nrecipe (\w+) from .*gentle\.yaml takes over at step \d+\nrecipe", swapped
-    )
+    assert re.search(r"pool \S+ has 4 .*\nrecipe (\w+) from .*gentle\.yaml takes over at step \d+\nrecipe", swapped)
     assert "SIGKILL" in _printed_by("kill -KILL", printed)
     assert "as recorded" in _printed_by("headrace replay", printed)
 

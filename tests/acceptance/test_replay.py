@@ -140,6 +140,7 @@ def test_a_sample_that_was_rewritten_is_noticed(home: Path, tmp_path: Path) -> N
     assert "the batch made here is not the one" in ended.err
 
 
+@pytest.mark.long
 def test_a_source_that_was_moved_or_changed_is_told_and_can_be_named(home: Path, tmp_path: Path) -> None:
     """Moved: --source. With a file more: both fingerprints, unless the run's own index is still there."""
     moved = home / "photos-elsewhere"

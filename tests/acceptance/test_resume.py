@@ -135,6 +135,7 @@ def check_kills_change_nothing(folder: Path, arrays: Path, home: Home, seed: int
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_trainer_killed_at_random_moments_comes_to_the_same(tmp_path: Path, arrays: Path, home: Home) -> None:
     """Law 5: weights, every step's loss and digest, the evaluations."""
     check_kills_change_nothing(tmp_path, arrays, home, seed=1, num_kills=2)
@@ -262,6 +263,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tmp_path: Pa
     assert outcome(run_dir) == outcome(tmp_path / "calm")
 
 
+@pytest.mark.long
 def test_going_back_keeps_what_came_later_in_a_branch(tmp_path: Path, arrays: Path, home: Home) -> None:
     job, run_dir = resumable_job(tmp_path, arrays, workers=0), tmp_path / "run"
 

@@ -121,7 +121,11 @@ def is_gone(process: psutil.Process) -> bool:
         return True
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.long)],
+    ids=lambda number: number.name,
+)
 def test_every_part_is_replaced_after_a_signal_and_no_batch_changes(
     number: signal.Signals, job: Job, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,6 +223,7 @@ def kept(job: Job, home: Home) -> Iterator[Kept]:
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_services_live_in_a_program_that_does_not_care_for_its_children(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

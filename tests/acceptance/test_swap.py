@@ -223,6 +223,7 @@ def test_of_twenty_edits_in_two_seconds_the_last_one_wins(job: Job, folder: RunF
     assert again(job, start_of(folder.path, job), len(taken), num_workers=2) == taken
 
 
+@pytest.mark.long
 def test_an_edit_made_while_the_job_was_down_lands_at_the_first_batch_never_delivered(
     job: Job, folder: RunFolder
 ) -> None:

@@ -1,0 +1,140 @@
+"""Which modules count, and what one forward pass says about their order.
+
+In:  a model.
+Out: hooks on its layers, norms and activations; a `Layer` for each layer that was called, in the order of the calls.
+A functional activation can't be seen by hooks: such a layer has none, and nothing is said about its units.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm)
+RELUS = (nn.ReLU, nn.ReLU6)
+"""Zero on one whole side: a unit that never leaves it has no gradient."""
+SATURATION: dict[type[nn.Module], float] = {nn.Tanh: 1.82, nn.Sigmoid: 3.64}
+"""Beyond it (either side) the derivative is below a tenth of its largest."""
+ACTIVATIONS: tuple[type[nn.Module], ...] = (
+    *RELUS,
+    *SATURATION,
+    nn.LeakyReLU,
+    nn.PReLU,
+    nn.ELU,
+    nn.CELU,
+    nn.SELU,
+    nn.GELU,
+    nn.SiLU,
+    nn.Mish,
+    nn.Hardswish,
+    nn.Hardsigmoid,
+    nn.Hardtanh,
+    nn.Softplus,
+    nn.Softsign,
+)
+NOT_LAYERS = (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.MultiheadAttention, *NORMS)
+"""Their outputs are no pre-activations. (The linear maps inside an attention block of one's own do count.)"""
+
+
+@dataclass(slots=True, kw_only=True)
+class Layer:
+    """One layer in one forward pass."""
+
+    name: str
+    module: nn.Module
+    stretch: int
+    activation: str = ""
+    is_normalized: bool = False
+
+
+def layer_weight(module: nn.Module) -> nn.Parameter | None:
+    """The matrix or kernel of a layer; None for modules that are none."""
+    if isinstance(module, NOT_LAYERS):
+        return None
+    weight = module._parameters.get("weight")
+    return weight if weight is not None and weight.ndim >= 2 else None
+
+
+def is_layer(module: nn.Module) -> bool:
+    # A parametrised weight (weight_norm) is no parameter of its own, but the module is a layer all the same.
+    return layer_weight(module) is not None or isinstance(module, nn.Linear | nn.modules.conv._ConvNd)
+
+
+LayerCall = Callable[[Layer, torch.Tensor], None]
+ActivationCall = Callable[[Layer, nn.Module, torch.Tensor], None]
+
+
+class CallOrder:
+    """Hooks for the forward passes of one step; only a layer's first call counts."""
+
+    def __init__(self, model: nn.Module, on_layer: LayerCall, on_activation: ActivationCall) -> None:
+        self._on_layer, self._on_activation = on_layer, on_activation
+        self.layers: list[Layer] = []
+        self.called: set[int] = set()
+        """Identities of modules with parameters that were called."""
+        self._makers: dict[int, tuple[weakref.ref[torch.Tensor], Layer]] = {}
+        self._seen: set[int] = set()
+        self._num_norms = 0
+        self._handles: list[Any] = []
+        for name, module in model.named_modules():
+            if isinstance(module, NORMS):
+                self._handles.append(module.register_forward_hook(self._after_norm))
+            elif isinstance(module, ACTIVATIONS):
+                self._handles.append(module.register_forward_pre_hook(self._before_activation))
+            elif is_layer(module):
+                self._handles.append(module.register_forward_hook(self._layer_hook(name)))
+            elif module._parameters:
+                self._handles.append(module.register_forward_pre_hook(self._note))
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._makers = {}
+
+    def _note(self, module: nn.Module, args: Any) -> None:
+        self.called.add(id(module))
+
+    def _layer_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            # Without gradients it is an evaluation between two steps.
+            if not torch.is_grad_enabled() or id(module) in self._seen or not isinstance(output, torch.Tensor):
+                return
+            self._seen.add(id(module))
+            self.called.add(id(module))
+            layer = Layer(name=name, module=module, stretch=self._num_norms)
+            self.layers.append(layer)
+            self._makers[id(output)] = (weakref.ref(output), layer)
+            self._on_layer(layer, output)
+
+        return hook
+
+    def _maker(self, value: Any) -> Layer | None:
+        reference, layer = self._makers.get(id(value), (None, None))
+        # An identity may be used again by another tensor; the weak reference tells.
+        return layer if reference is not None and reference() is value else None
+
+    def _after_norm(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not torch.is_grad_enabled():
+            return
+        self.called.add(id(module))
+        self._num_norms += 1
+        layer = self._maker(args[0]) if args else None
+        if layer is not None and isinstance(output, torch.Tensor):
+            layer.is_normalized = True
+            self._makers[id(output)] = (weakref.ref(output), layer)
+
+    def _before_activation(self, module: nn.Module, args: Any) -> None:
+        if not torch.is_grad_enabled() or not args:
+            return
+        self.called.add(id(module))
+        layer = self._maker(args[0])
+        if layer is not None and not layer.activation:
+            layer.activation = type(module).__name__
+            self._on_activation(layer, module, args[0])

@@ -1,0 +1,389 @@
+"""Gradient health for anybody's loop: one call a step, between unscale and clip.
+
+    health = GradientHealth(model, optimizer)
+    for images, labels in loader:
+        loss = criterion(model(images), labels)
+        loss.backward()
+        for event in health.step(loss, inputs=images):
+            print(event.verdict)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+In:  a model, its optimizer, a loss a step.
+Out: verdicts; its own cost.
+Changes nothing of the training: no weight, no gradient, no random number, and on CUDA no wait.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from trainer.health.detectors import HealthConfig
+from trainer.health.judge import Judge
+from trainer.health.measure import Activity, DeepProbe, Parcel
+from trainer.health.overhead import Overhead, Pace
+from trainer.health.records import StepStats, Verdict, VerdictEvent
+from trainer.health.robust import from_state, to_state
+from trainer.health.trace import aligned, clip_sample, completed, whole_norm, worst_samples
+from trainer.health.transfer import Outbox
+from trainer.norms import exact_norms, gradient_norms
+
+SampleLosses = Callable[[], torch.Tensor | Sequence[float]]
+
+
+@dataclass(slots=True)
+class _Step:
+    """The step under way."""
+
+    stats: StepStats
+    is_light: bool
+    probe: DeepProbe | None
+    batch: Any
+    """Coordinates, or what makes them."""
+    parcel: Parcel = field(default_factory=Parcel)
+    """What is on the device still: loss, flags, norms."""
+    names_P: tuple[str, ...] = ()
+    own_s: float = 0.0
+    is_finished: bool = False
+
+
+class GradientHealth:
+    """Watches a model while it trains; usable alone, needs nothing else of this project."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        every_steps: int | Literal["auto"] = "auto",
+        light_every_steps: int | Literal["auto"] = "auto",
+        config: HealthConfig | None = None,
+        first_step: int = 0,
+        is_told: bool = False,
+    ) -> None:
+        """`every_steps`: between deep steps. `auto` goes by the clock (at most 3 % of the time for deep steps, 1 % for
+        the others), so two runs may differ in when they look; with numbers, equal runs give equal verdicts.
+        `is_told`: the caller calls `before_forward`, `before_update` and `after_update`; else hooks do it."""
+        self.config = config or HealthConfig()
+        self._model, self._optimizer = model, optimizer
+        self._judge = Judge(self.config)
+        self._pace = Pace()
+        if every_steps != "auto":
+            self._pace.deep_every, self._pace.is_deep_fixed = every_steps, True
+        if light_every_steps != "auto":
+            self._pace.light_every, self._pace.is_light_fixed = light_every_steps, True
+        self._is_told = is_told
+        self._outbox = Outbox()
+        self._activity: dict[str, Activity] = {}
+        self._events: list[VerdictEvent] = []
+        self._next_step = first_step
+        self._current: _Step | None = None
+        self._probe: DeepProbe | None = None
+        self._last_start: float | None = None
+        self._must_look_deep = False
+        # Walking through 1,000 layers takes longer than their norms do, so it is done once.
+        self._named = list(model.named_parameters())
+        self._names = tuple(name for name, _ in self._named)
+        self._hooks: list[Any] = []
+        if not self._is_told:
+            self._attach(first_step)
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All so far, newest last; on CUDA they lag by the steps the device is behind."""
+        return self._judge.verdicts
+
+    @property
+    def overhead(self) -> Overhead:
+        return self._pace.overhead()
+
+    @property
+    def is_nonfinite_pending(self) -> bool:
+        """No checkpoint may be called healthy: a non-finite step is not resolved yet, or numbers are on their way
+        (`flush` first, to know)."""
+        is_open = any(one.id == "NONFINITE" and not one.kind and one.resolved_at is None for one in self.verdicts)
+        return is_open or len(self._outbox) > 0
+
+    def step(
+        self,
+        loss: torch.Tensor | float,
+        *,
+        inputs: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        batch: Any = None,
+        scale: float | None = None,
+        grad_norm: float | None = None,
+        norms_P: torch.Tensor | None = None,
+        names_P: tuple[str, ...] | None = None,
+        clip_threshold: float | None = None,
+        sample_losses: SampleLosses | None = None,
+        culprit: str = "",
+        step: int | None = None,
+    ) -> list[VerdictEvent]:
+        """Call it after backward and unscale, before clipping; returns what changed since the last call.
+
+        `batch`: what says where the samples came from, or a function that returns it. `scale`: the loss scale.
+        `grad_norm`, `norms_P` (of the parameters with a gradient, `names_P`): measured by the caller, not again here.
+        `sample_losses`: called only for a step that needs explaining.
+        """
+        start = perf_counter()
+        self._close(start)
+        number = self._next_step if step is None else step
+        self._next_step = number + 1
+        probe, self._probe = self._probe, None
+        if probe is not None:
+            probe.detach()
+        stats = StepStats(
+            step=number,
+            loss=loss if isinstance(loss, float) else math.nan,
+            lr=max(float(group["lr"]) for group in self._optimizer.param_groups),
+            grad_norm=math.nan,
+            clip_threshold=clip_threshold,
+            scaler_scale=scale,
+            culprit=culprit,
+            optimizer_entries=len(self._optimizer.state),
+        )
+        is_light = probe is not None or self._pace.is_light(number)
+        self._current = current = _Step(stats=stats, is_light=is_light, probe=probe, batch=batch)
+        is_bad = self._has_bad_loss(current, loss) or (grad_norm is not None and not math.isfinite(grad_norm))
+        if is_light or is_bad:
+            current.is_light = True
+            self._measure(current, loss, inputs, grad_norm, norms_P, names_P)
+            if probe is not None:
+                known = dict(zip(current.names_P, norms_P.unbind(), strict=True)) if norms_P is not None else None
+                probe.gradients(known, inputs, labels, scale)
+            self._explain(current, inputs, sample_losses, is_bad=is_bad)
+            if not self._is_told:
+                self._hooks = [
+                    self._optimizer.register_step_pre_hook(lambda *_: self.before_update()),
+                    self._optimizer.register_step_post_hook(lambda *_: self.after_update()),
+                ]
+        if not self._is_told:
+            self._attach(self._next_step)
+        current.own_s += perf_counter() - start
+        events, self._events = self._events, []
+        return events
+
+    def before_forward(self, step: int) -> None:
+        """Only for a caller that tells of updates: hooks for this step go on now, if it is a deep one."""
+        start = perf_counter()
+        self._drop_probe()  # of a step that was never measured
+        self._attach(step)
+        if self._probe is not None:
+            self._probe.own_s += perf_counter() - start
+
+    def before_update(self) -> None:
+        """Right before the optimizer steps, after clipping."""
+        current = self._current
+        if current is None or not current.is_light:
+            return
+        start = perf_counter()
+        if not self._is_told:
+            known = set(clip_sample(current.names_P))
+            gradients = [one.grad for name, one in self._named if name in known and one.grad is not None]
+            if gradients:
+                current.parcel.add("clipped", torch.linalg.vector_norm(gradient_norms(gradients)))
+        if current.probe is not None:
+            current.probe.before_update()
+        current.own_s += perf_counter() - start
+
+    def after_update(
+        self, *, was_skipped: bool = False, clipped_norm: float | None = None, was_clipped: bool = False
+    ) -> None:
+        """Right after the optimizer has stepped, or has not."""
+        current = self._current
+        if current is None or not current.is_light or current.is_finished:
+            return
+        start = perf_counter()
+        current.stats = replace(
+            current.stats, was_skipped=was_skipped, clipped_norm=clipped_norm, was_clipped=was_clipped
+        )
+        if current.probe is not None:
+            current.probe.after_update()
+        self._finish(current)
+        current.own_s += perf_counter() - start
+
+    def flush(self) -> list[VerdictEvent]:
+        """Waits for the device and judges all that was measured: before a checkpoint, at the end."""
+        self._close(None)
+        self._outbox.arrived(wait=True)
+        events, self._events = self._events, []
+        return events
+
+    def detach(self) -> None:
+        """Takes all hooks away; `verdicts` stay."""
+        self._events += self.flush()
+        self._drop_probe()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later verdicts depend on; plain values and a few small tensors. Flushes first."""
+        self._events += self.flush()
+        return {
+            "judge": self._judge.to_dict(),
+            "pace": to_state(self._pace),
+            "next_step": self._next_step,
+            "must_look_deep": self._must_look_deep or self._probe is not None,
+            "activity": {
+                name: {"has_fired": activity.has_fired.cpu(), "num_observations": activity.num_observations}
+                for name, activity in self._activity.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any], *, is_exact: bool = False) -> None:
+        """Goes on as if never interrupted. Unless the caller vouches for the resume (`is_exact`: weights, optimizer,
+        data and random states are all as they were), RESUME watches the next steps."""
+        self._judge = Judge.from_dict(state["judge"], self.config)
+        given = self._pace
+        self._pace = from_state(Pace, state["pace"])
+        # An interval given here holds; `auto` goes on with what was chosen, so that nothing depends on this clock.
+        if given.is_deep_fixed:
+            self._pace.deep_every, self._pace.is_deep_fixed = given.deep_every, True
+        if given.is_light_fixed:
+            self._pace.light_every, self._pace.is_light_fixed = given.light_every, True
+        self._next_step = state["next_step"]
+        self._must_look_deep = state["must_look_deep"]
+        device = self._named[0][1].device
+        self._activity = {
+            name: Activity(has_fired=one["has_fired"].to(device), num_observations=one["num_observations"])
+            for name, one in state["activity"].items()
+        }
+        self._current, self._last_start = None, None
+        self._drop_probe()
+        if not self._is_told:
+            self._attach(self._next_step)
+        if not is_exact:
+            self._judge.resumed()
+
+    def _drop_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.detach()
+            self._probe = None
+
+    def _attach(self, step: int) -> None:
+        """Hooks for the step to come, if it is a deep one."""
+        if self._must_look_deep or self._pace.is_deep(step):
+            self._must_look_deep = False
+            window = int(self.config.limit("DEAD", "min_observations"))
+            self._probe = DeepProbe(self._model, self._optimizer, self._activity, window)
+
+    def _has_bad_loss(self, current: _Step, loss: torch.Tensor | float) -> bool:
+        """False too while nobody knows, since the loss is on the device."""
+        if isinstance(loss, torch.Tensor):
+            if loss.is_cuda:
+                return False
+            current.stats = replace(current.stats, loss=loss.item())
+        return not math.isfinite(current.stats.loss)
+
+    def _measure(
+        self,
+        current: _Step,
+        loss: torch.Tensor | float,
+        inputs: torch.Tensor | None,
+        grad_norm: float | None,
+        norms_P: torch.Tensor | None,
+        names_P: tuple[str, ...] | None,
+    ) -> None:
+        """Norms, and what of them is on the host already; the rest goes into the parcel."""
+        if norms_P is None:
+            gradients = [one.grad for _, one in self._named if one.grad is not None]
+            norms_P = gradient_norms(gradients) if gradients else None
+            names_P = None
+        current.names_P = names_P or tuple(name for name, one in self._named if one.grad is not None)
+        if isinstance(loss, torch.Tensor) and loss.is_cuda:
+            current.parcel.add("loss", loss.detach())
+            if inputs is not None and inputs.is_floating_point():
+                # One sum of everything: not finite if any value is not (or if they overflow float32 together).
+                current.parcel.add("is_input_finite", torch.isfinite(inputs.detach().sum(dtype=torch.float32)))
+        if norms_P is None:
+            current.stats = replace(current.stats, grad_norm=0.0)
+        elif norms_P.is_cuda:
+            current.parcel.add_all("norm:", current.names_P, norms_P)
+            current.stats = replace(current.stats, grad_norm=math.nan if grad_norm is None else grad_norm)
+        else:
+            values = norms_P.tolist()
+            if grad_norm is None:
+                values, grad_norm = whole_norm(self._named, current.names_P, values)
+            each = aligned(self._names, current.names_P, values)
+            current.stats = replace(current.stats, grad_norm=grad_norm, parameters=self._names, parameter_norms=each)
+
+    def _explain(
+        self, current: _Step, inputs: torch.Tensor | None, sample_losses: SampleLosses | None, *, is_bad: bool
+    ) -> None:
+        """For the rare step that needs it, while its batch and the weights it met are still there.
+
+        Where the loss is on the device, nobody knows yet; its trace will have the batch but no samples' losses.
+        """
+        stats = current.stats
+        is_known = not any(name == "loss" or name.startswith("norm:") for name in current.parcel.names)
+        is_bad = is_bad or (is_known and not math.isfinite(stats.grad_norm))
+        if not is_bad and not (math.isfinite(stats.grad_norm) and self._judge.is_suspicious(stats.grad_norm)):
+            return
+        is_input_finite, bad_weights = None, stats.bad_weights
+        if is_bad:
+            self._must_look_deep = True
+            if inputs is not None:
+                is_input_finite = bool(torch.isfinite(inputs).all())
+            are_finite = torch.isfinite(exact_norms([one.detach() for _, one in self._named])).tolist()
+            bad_weights = tuple(name for name, ok in zip(self._names, are_finite, strict=True) if not ok)
+        worst = worst_samples(sample_losses()) if sample_losses is not None else ()
+        current.stats = replace(stats, is_input_finite=is_input_finite, bad_weights=bad_weights, worst_samples=worst)
+
+    def _finish(self, current: _Step) -> None:
+        """All of the step is measured: send it, and judge what has arrived by now."""
+        current.is_finished = True
+        while self._hooks:
+            self._hooks.pop().remove()
+        parcel, probe = current.parcel, current.probe
+        build = (
+            probe.reader(current.stats.step, current.stats.scaler_scale, current.stats.was_skipped) if probe else None
+        )
+        tensors = [*parcel.tensors, *(probe.parcel.tensors if probe else ())]
+        count = parcel.size
+
+        def read(numbers: list[float]) -> None:
+            stats = completed(current.stats, self._names, current.names_P, parcel.read(numbers[:count]))
+            is_finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
+            self._must_look_deep |= not is_finite
+            if not is_finite or self._judge.is_suspicious(stats.grad_norm):
+                stats = replace(stats, batch=current.batch() if callable(current.batch) else current.batch)
+            self._events += self._judge.see(stats)
+            if build is not None:
+                self._events += self._judge.see(build(numbers[count:]))
+
+        if tensors:
+            self._outbox.send(tensors, read)
+            self._outbox.arrived()
+        else:
+            read([])
+
+    def _close(self, now: float | None) -> None:
+        """The step before is over: if the optimizer did not step, it was skipped."""
+        current, self._current = self._current, None
+        if current is not None:
+            if current.is_light and not current.is_finished:
+                start = perf_counter()
+                current.stats = replace(current.stats, was_skipped=True)
+                if current.probe is not None:
+                    current.probe.after_update()
+                self._finish(current)
+                current.own_s += perf_counter() - start
+            own_s = current.own_s + (current.probe.own_s if current.probe else 0.0)
+            is_plain = current.probe is None and self._probe is None
+            step_s = now - self._last_start if now is not None and self._last_start is not None else None
+            self._pace.ended(
+                step_s=step_s,
+                own_s=own_s,
+                is_deep=current.probe is not None,
+                is_light=current.is_light,
+                is_plain=is_plain,
+            )
+        self._last_start = now

@@ -1,0 +1,132 @@
+"""What watching costs, measured by itself, and how often the costly part may run.
+
+In:  seconds of our own code, and of whole steps.
+Out: shares; the interval that keeps them under their bounds.
+Numbers in, numbers out. On CUDA own seconds are those of the host: what the device does for us is not in them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from statistics import median
+
+from trainer.health.robust import Recent
+
+LIGHT_SHARE = 0.01
+"""Of step time, for what every measured step costs. ModernBERT#108: up to 1 % is merged without debate."""
+DEEP_SHARE = 0.03
+MARGIN = 0.8
+"""Intervals are chosen for this part of the bounds: medians of a busy machine are off by a tenth and more."""
+LEAST_DEEP_STEPS = 20
+"""A deep step more often than this would tell the same twice."""
+MOST_DEEP_STEPS = 1000
+EARLY_STEPS = frozenset({0, 1, 2, 4, 8, 16, 32})
+"""Deep whatever they cost: what is wrong at initialization should be said within seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overhead:
+    """Shares of training time; `print` it."""
+
+    num_steps: int
+    num_deep_steps: int
+    step_s: float
+    """Median time from step to step, without deep ones."""
+    light_s: float
+    """Median own time in a step that is measured lightly."""
+    deep_s: float
+    """... and in a deep one, hooks included."""
+    light_every: int
+    deep_every: int
+    measured_light_share: float
+    """Own seconds in light steps over all seconds so far."""
+    measured_deep_share: float
+    """As above for deep steps; the early ones weigh heavily in a short run."""
+
+    @property
+    def light_share(self) -> float:
+        """In the long run, at these intervals."""
+        return self.light_s / self.light_every / self.step_s if self.step_s else 0.0
+
+    @property
+    def deep_share(self) -> float:
+        return self.deep_s / self.deep_every / self.step_s if self.step_s else 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"gradient health costs {self.light_share:.2%} (always on: {self.light_s * 1e6:.0f} us, every "
+            f"{self.light_every}) + {self.deep_share:.2%} (deep: {self.deep_s * 1e3:.1f} ms, every {self.deep_every}) "
+            f"of a step of {self.step_s * 1e3:.1f} ms; so far {self.measured_light_share:.2%} + "
+            f"{self.measured_deep_share:.2%} in {self.num_steps} steps"
+        )
+
+
+@dataclass(slots=True)
+class Pace:
+    """Chooses the intervals from medians of what was measured. Fixed ones stay as they are."""
+
+    light_every: int = 1
+    deep_every: int = 50
+    is_light_fixed: bool = False
+    is_deep_fixed: bool = False
+    num_steps: int = 0
+    num_deep_steps: int = 0
+    total_s: float = 0.0
+    total_light_s: float = 0.0
+    total_deep_s: float = 0.0
+    step_s: Recent = field(default_factory=lambda: Recent(size=51))
+    light_s: Recent = field(default_factory=lambda: Recent(size=51))
+    deep_s: Recent = field(default_factory=lambda: Recent(size=15))
+
+    def is_deep(self, step: int) -> bool:
+        return step in EARLY_STEPS or step % self.deep_every == 0
+
+    def is_light(self, step: int) -> bool:
+        return step < 20 or step % self.light_every == 0
+
+    def ended(self, *, step_s: float | None, own_s: float, is_deep: bool, is_light: bool, is_plain: bool) -> None:
+        """A step has ended; `step_s` None: nobody knows how long it took. `is_plain`: no hooks were on in that time."""
+        self.num_steps += 1
+        self.num_deep_steps += is_deep
+        self.total_s += step_s or 0.0
+        if is_deep:
+            self.total_deep_s += own_s
+            self.deep_s.add(own_s)
+        else:
+            self.total_light_s += own_s
+            if is_light:
+                self.light_s.add(own_s)
+            if step_s is not None and is_plain:
+                self.step_s.add(step_s)
+        # Rarely, so that a busy moment of the machine changes nothing; the early deep steps are over by the first.
+        if self.num_steps in (40, 100) or self.num_steps % 500 == 0:
+            self._choose()
+
+    def _choose(self) -> None:
+        if not self.step_s.values or not self.deep_s.values or not self.light_s.values:
+            return
+        step_s = median(self.step_s.values)
+        if not self.is_deep_fixed:
+            wanted = math.ceil(median(self.deep_s.values) / (MARGIN * DEEP_SHARE * step_s))
+            self.deep_every = min(MOST_DEEP_STEPS, max(LEAST_DEEP_STEPS, wanted))
+        if not self.is_light_fixed:
+            self.light_every = max(1, math.ceil(median(self.light_s.values) / (MARGIN * LIGHT_SHARE * step_s)))
+
+    def overhead(self) -> Overhead:
+        total_s = self.total_s or math.inf
+        return Overhead(
+            num_steps=self.num_steps,
+            num_deep_steps=self.num_deep_steps,
+            step_s=_median(self.step_s),
+            light_s=_median(self.light_s),
+            deep_s=_median(self.deep_s),
+            light_every=self.light_every,
+            deep_every=self.deep_every,
+            measured_light_share=self.total_light_s / total_s,
+            measured_deep_share=self.total_deep_s / total_s,
+        )
+
+
+def _median(recent: Recent) -> float:
+    return median(recent.values) if recent.values else 0.0

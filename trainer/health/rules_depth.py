@@ -1,0 +1,173 @@
+"""What the profiles along depth tell: VANISH_BWD, COLLAPSE_FWD, EXPLODE_FWD, EXPLODE towards the input.
+
+In:  `DeepStats`: layers in forward order.
+Out: findings with all three slopes as evidence: forward, backward, gradient over weight.
+Never judges by weight gradients alone: dW = a^T delta, and a shrinking `a` hides a shrinking `delta` (notes 0.2).
+
+The backward profile is the norm of delta a sample, not its mean square: under laws that keep the forward signal
+(variance gain^2 / fan_in) it is this norm that stays where width or image size changes from layer to layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from trainer.health.detectors import HealthConfig
+from trainer.health.fixes import HOPELESS, init_advice
+from trainer.health.records import DeepStats, Finding, LayerStats, Number, Severity, spelled
+from trainer.health.robust import theil_sen
+from trainer.health.rules_step import Progress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A quantity along depth, in decades."""
+
+    layers: tuple[LayerStats, ...]
+    slope: float
+    """Decades a layer, from input to output."""
+    is_long_enough: bool
+
+    @property
+    def change(self) -> float:
+        """Decades over the whole profile, by the slope: one odd layer doesn't decide."""
+        return self.slope * (len(self.layers) - 1)
+
+
+def profile(layers: Sequence[LayerStats], values: Sequence[float], min_layers: float) -> Profile:
+    """The slope of log10 over the layers with a positive, finite value."""
+    kept = [(layer, value) for layer, value in zip(layers, values, strict=True) if 0.0 < value < math.inf]
+    slope = theil_sen([math.log10(value) for _, value in kept])
+    return Profile(layers=tuple(layer for layer, _ in kept), slope=slope, is_long_enough=len(kept) >= min_layers)
+
+
+def backward_profile(stats: DeepStats, min_layers: float) -> Profile:
+    values = [layer.delta_rms * math.sqrt(layer.num_units) for layer in stats.layers]
+    return profile(stats.layers, values, min_layers)
+
+
+def forward_profiles(stats: DeepStats, min_layers: float, value: Callable[[LayerStats], float]) -> list[Profile]:
+    """One for each stretch without normalisation; the head is left out, its scale is the loss's business."""
+    stretches: dict[int, list[LayerStats]] = {}
+    for layer in stats.layers[:-1]:
+        if not layer.is_normalized:
+            stretches.setdefault(layer.stretch, []).append(layer)
+    found = [profile(layers, [value(layer) for layer in layers], min_layers) for layers in stretches.values()]
+    return [one for one in found if one.is_long_enough]
+
+
+def gradient_profile(stats: DeepStats, min_layers: float) -> Profile:
+    values = [layer.grad_norm / layer.weight_norm if layer.weight_norm else 0.0 for layer in stats.layers]
+    return profile(stats.layers, values, min_layers)
+
+
+@dataclass(slots=True)
+class Depth:
+    """The four detectors that read profiles; remembers nothing, the judge's windows do."""
+
+    def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
+        if stats.was_skipped:
+            return
+        backward = backward_profile(stats, config.limit("VANISH_BWD", "min_layers"))
+        # Collapse: what tells samples apart gets lost, whatever biases add. Explosion: everything counts.
+        apart = forward_profiles(stats, config.limit("COLLAPSE_FWD", "min_layers"), lambda layer: layer.sample_std)
+        forward = forward_profiles(stats, config.limit("EXPLODE_FWD", "min_layers"), lambda layer: layer.std)
+        steepest = max(forward, key=lambda one: abs(one.slope), default=None)
+        falling = min(apart, key=lambda one: one.slope, default=None)
+        slopes: dict[str, Number] = {
+            "backward slope": spelled(-backward.slope),
+            "forward slope": spelled(steepest.slope) if steepest else "normalised",
+            "between samples": spelled(falling.slope) if falling else "normalised",
+            "g/w slope": spelled(-gradient_profile(stats, 2).slope),
+        }
+        if backward.is_long_enough:
+            yield self._vanish(backward, slopes, config)
+            yield self._explode(backward, slopes, progress, config)
+        if falling:
+            yield self._collapse(falling, slopes, config)
+        if steepest:
+            yield self._forward_explode(max(forward, key=lambda one: one.slope), slopes, config)
+
+    def _vanish(self, backward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
+        # Down towards the input is up in the order of the forward pass.
+        severity = _below(-backward.slope, -backward.change, "VANISH_BWD", config)
+        activations = {layer.activation for layer in backward.layers}
+        squashing = sorted(activations & set(HOPELESS))
+        advice = f"replace {' and '.join(squashing)} by ReLU or GELU (a sigmoid's derivative is at most 0.25): "
+        return Finding(
+            id="VANISH_BWD",
+            severity=severity,
+            layers=_names(backward),
+            evidence={**slopes, "drop": spelled(-backward.change), "layers": len(backward.layers)},
+            words={
+                "activation_advice": advice if squashing else "",
+                "factor": 10**-backward.slope,
+                "init_advice": _advice(backward, "ReLU" if squashing else ""),
+                "layers": _range(backward),
+            },
+        )
+
+    def _explode(
+        self, backward: Profile, slopes: dict[str, Number], progress: Progress, config: HealthConfig
+    ) -> Finding:
+        rise = -backward.change
+        is_steep = -backward.slope > config.limit("EXPLODE", "depth_slope")
+        severity = Severity.CRITICAL if is_steep and rise > config.limit("EXPLODE", "depth_rise") else None
+        return Finding(
+            id="EXPLODE",
+            kind="depth",
+            severity=severity,
+            layers=_names(backward),
+            evidence={**slopes, "rise": spelled(rise)},
+            words={"factor": 10**-backward.slope, "init_advice": _advice(backward), "p90": progress.p90},
+        )
+
+    def _collapse(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
+        severity = _below(forward.slope, forward.change, "COLLAPSE_FWD", config)
+        return self._forward("COLLAPSE_FWD", forward, severity, slopes)
+
+    def _forward_explode(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
+        severity = None
+        for name, wanted in (("warn", Severity.WARN), ("critical", Severity.CRITICAL)):
+            is_steep = forward.slope > config.limit("EXPLODE_FWD", f"{name}_slope")
+            if is_steep and forward.change > config.limit("EXPLODE_FWD", f"{name}_rise"):
+                severity = wanted
+        return self._forward("EXPLODE_FWD", forward, severity, slopes)
+
+    def _forward(self, name: str, forward: Profile, severity: Severity | None, slopes: dict[str, Number]) -> Finding:
+        return Finding(
+            id=name,
+            severity=severity,
+            layers=_names(forward),
+            evidence={
+                **slopes,
+                "first std": spelled(forward.layers[0].sample_std),
+                "last std": spelled(forward.layers[-1].sample_std),
+                "change": spelled(forward.change),
+            },
+            words={"gain": 10**-forward.slope, "init_advice": _advice(forward), "layers": _range(forward)},
+        )
+
+
+def _below(slope: float, change: float, name: str, config: HealthConfig) -> Severity | None:
+    for prefix, severity in (("critical", Severity.CRITICAL), ("warn", Severity.WARN)):
+        is_steep = slope < config.limit(name, f"{prefix}_slope")
+        if is_steep and -change > config.limit(name, f"{prefix}_drop"):
+            return severity
+    return None
+
+
+def _names(one: Profile) -> tuple[str, ...]:
+    return tuple(layer.name for layer in one.layers)
+
+
+def _range(one: Profile) -> str:
+    return f"{one.layers[0].name} to {one.layers[-1].name}"
+
+
+def _advice(one: Profile, activation: str = "") -> str:
+    """For the layer in the middle: the first and last have odd fans."""
+    middle = one.layers[len(one.layers) // 2]
+    return init_advice(activation or middle.activation, middle.fan_in)
