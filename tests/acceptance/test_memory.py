@@ -117,7 +117,7 @@ def assert_a_pause_grows_nothing(pause_s: float, home: Home, folder: Path) -> No
         before = rss_nbytes(*team)
         time.sleep(pause_s)
         grown = rss_nbytes(*team) - before
-        waiting = len(stream._streams.train._receiver._batches)  # type: ignore[attr-defined]
+        waiting = len(stream._streams.train._receiver._placing._batches)  # type: ignore[attr-defined]
         assert waiting == WINDOW, "batches that wait for the loop"
         assert grown < WINDOW * BATCH_NBYTES + SLACK_NBYTES, f"grew by {grown / MIB:.1f} MiB"
         for step in range(20, 60):
