@@ -23,7 +23,14 @@ from pipeline.plan import first_entries, open_job_source, timeline_of
 from pipeline.resume import Resumption
 from pipeline.resume_differences import Difference, job_differences, require_resumable
 from pipeline.run_folder import RunFolder
-from pipeline.run_history import changes_of, entries_of, job_text, load_run_job
+from pipeline.run_history import (
+    changes_of,
+    entries_of,
+    has_had_checkpoints,
+    job_text,
+    load_run_job,
+    num_unrecorded_steps,
+)
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineChange, TimelineEntry, after
@@ -67,7 +74,8 @@ def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginni
         begun.folder.discard_if_unused()
         begun.folder.close()
         raise
-    return replace(begun, start=StreamStart(entries=entries, recipes=recipes), notes=(why,))
+    note = f"{why}; the job's own chains are not used"
+    return replace(begun, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
 
 
 def begin_resumed(
@@ -108,7 +116,7 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     first_entries(job, "train", num_samples)  # its batches can be filled
     seam = _seam(run_job, job, num_samples, entries, resumed.free_from_step)
     # From here on this module refuses nothing, and writes.
-    notes = [_where(resumed, folder.attempt)]
+    notes, lost = [_where(resumed, folder.attempt)], _lost_records(path, resumed)
     if going_back:
         notes.append(f"what came after step {resumed.step} is kept in {_go_back(folder, resumed)}")
     if differences:
@@ -120,7 +128,7 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
         start=resume.stream_start(path, job, resumed, entries),
         resumed=resumed,
         notes=tuple(notes),
-        warnings=(*folder.tidied, *(_damaged_text(step, why) for step, why in resumed.damaged)),
+        warnings=(*folder.tidied, *(_damaged_text(step, why) for step, why in resumed.damaged), *lost),
         is_finished=_is_finished(job, resumed, entries, num_samples),
     )
 
@@ -228,11 +236,22 @@ def _require_fitting(job: Job, entries: tuple[TimelineEntry, ...], file: Path) -
 
 
 def _where(resumed: Resumption, attempt: int) -> str:
-    place = (
-        f"checkpoints/{resumed.checkpoint.name}" if resumed.checkpoint else "the beginning: it has no checkpoint yet"
-    )
+    place = f"checkpoints/{resumed.checkpoint.name}" if resumed.checkpoint else "the beginning: it has no checkpoint"
     again = f"; steps {resumed.step} to {resumed.last_recorded_step} are done again" if resumed.recorded else ""
     return f"attempt {attempt} goes on from {place}{again}"
+
+
+def _lost_records(path: Path, resumed: Resumption) -> list[str]:
+    """What was there and is there no more; the run is exact without it."""
+    lost = []
+    if resumed.checkpoint is None and not resumed.damaged and has_had_checkpoints(path):
+        lost.append(
+            f"the journal names checkpoints of this run, but {path / 'checkpoints'} has none: all is done again"
+        )
+    if num_unrecorded := num_unrecorded_steps(path, resumed.step):
+        text = f"metrics.jsonl has no line for {num_unrecorded} of the {resumed.step} steps before this one"
+        lost.append(f"{text}: their numbers are gone, and `headrace replay` can't check their batches")
+    return lost
 
 
 def _damaged_text(step: int, why: str) -> str:

@@ -272,6 +272,8 @@ def _not_a_run(path: Path) -> ConfigError:
     if path.is_dir():
         got = "a folder without job.yaml" if any(path.iterdir()) else "an empty folder"
     way_out = "name the folder of a run with --run-dir, or start a new one without --resume"
+    if any(path.glob("job-*.yaml")):
+        way_out = "it was deleted: job-K.yaml is what attempt K ran with; copy the one with the greatest K to job.yaml"
     return ConfigError(
         Problem(file=str(path), line=0, path="", expected="the folder of a run", got=got, way_out=way_out)
     )

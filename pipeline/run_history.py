@@ -227,3 +227,17 @@ def _outside_differences(problem: Problem, written: Recipe, present: Recipe) -> 
         if then != now:
             way_out = "restore the plug-in's source as it was: steps that were done with it must be made again"
             yield replace(problem, path=f"plug-in {name}", expected=f"sha256 {then}", got=now, way_out=way_out)
+
+
+def num_unrecorded_steps(folder: Path, step: int) -> int:
+    """How many of the first `step` steps have no line in metrics.jsonl; nothing can check those any more."""
+    seen = bytearray(step)
+    for line in iter_lines(folder / "metrics.jsonl"):
+        if 0 <= line.get("step", -1) < step:
+            seen[line["step"]] = 1
+    return step - sum(seen)
+
+
+def has_had_checkpoints(folder: Path) -> bool:
+    """True if the journal says that one was written, at any time."""
+    return any(line.get("action") == "checkpointed" for line in iter_lines(folder / "journal.jsonl"))

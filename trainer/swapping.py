@@ -167,8 +167,10 @@ class Swapping:
         file, digest = probing.wish.edited, probing.recipe.digest
         files = dict.fromkeys(entry.file or "a chain inside the job" for entry in self._course.ahead(step))
         if file and file not in files:
-            does = "does" if len(files) == 1 else "do"
-            text = f"edit of {file}: it makes no batch from step {step} on; {' and then '.join(files)} {does}"
+            now = " and then ".join(files)
+            text = (
+                f"edit of {file}: not in use any more, {now} makes the batches; `headrace swap {file}` brings it back"
+            )
             return Outcome(done=True, text=text, is_surprise=True)
         text = f"nothing changes: recipe {digest} makes the batches from step {step} on already"
         return Outcome(done=True, text=text)

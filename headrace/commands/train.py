@@ -164,6 +164,7 @@ def _require_sense(
             path=option,
             expected=expected,
             got="none" if "beside" in expected else "--resume",
+            way_out=f"add {expected.removesuffix(' beside it')}" if "beside" in expected else "leave one of them out",
         )
         for is_wrong, option, expected in wrong
         if is_wrong

@@ -17,7 +17,12 @@ def workers(
     minimum: Annotated[int, typer.Option("--min", min=1, help="`headrace scale` stays at or above this.")] = 1,
     maximum: Annotated[
         int,
-        typer.Option("--max", min=0, help="... and at or below this. Default: twice the machine's cores, 8 at least."),
+        typer.Option(
+            "--max",
+            min=0,
+            show_default=False,
+            help="... and at or below this. Default: twice the machine's cores, 8 at least.",
+        ),
     ] = 0,
     auto: Annotated[bool, typer.Option(help="More while trainers wait for data, fewer while workers idle.")] = False,
     name: Annotated[str, typer.Option(help="What `headrace status` and `scale` call it.")] = "",

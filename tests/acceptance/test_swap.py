@@ -294,7 +294,7 @@ def test_an_edit_of_a_file_that_makes_no_batch_is_told_and_a_given_timeline_foll
         write_chain(job.path.parent / "strong.yaml", [{"VerticalFlip": {"p": 0.9}}, *STRONG])
         wait_for(lambda: events(folder.path, "swap_without_effect"), "the note")
         (told,) = events(folder.path, "swap_without_effect")
-        assert "strong.yaml: it makes no batch from step" in told["note"]
+        assert "strong.yaml: not in use any more" in told["note"]
         assert streams._notes.latest()[-1].endswith(told["note"])
     entries = read_timeline(folder.path)
     given = load_job(job.path)

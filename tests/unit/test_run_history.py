@@ -12,9 +12,11 @@ from pipeline.json_lines import encode_line, read_lines
 from pipeline.resume import choose_checkpoint, require_one_timeline, require_whole_quarantine
 from pipeline.run_folder import RunFolder, live_run
 from pipeline.run_history import (
+    has_had_checkpoints,
     job_text,
     load_recipe,
     load_run_job,
+    num_unrecorded_steps,
     read_changes,
     read_metrics,
     read_quarantine,
@@ -265,3 +267,17 @@ def test_a_substituted_sample_that_is_missing_from_the_quarantine_is_noticed(kno
         with pytest.raises(RunFailed, match=rf"expected: 2 lines\n  got:      {num_lines}: lines are missing"):
             require_whole_quarantine(path, choose_checkpoint(path))
     require_whole_quarantine(path, choose_checkpoint(path, 4), is_going_back=True)
+
+
+def test_steps_without_a_line_are_counted_and_lost_checkpoints_are_known_of(tmp_path):
+    """Who deletes metrics.jsonl or all checkpoints is told what can't be checked, or is done again."""
+    with RunFolder.create(tmp_path / "run", "name: run\n") as folder:
+        assert not has_had_checkpoints(folder.path)
+        for step in (0, 1, 1, 3, 7):
+            folder.append_metrics({"step": step})
+        folder.append_event("checkpointed", step=4)
+        assert num_unrecorded_steps(folder.path, 4) == 1
+        assert num_unrecorded_steps(folder.path, 0) == 0
+        assert has_had_checkpoints(folder.path)
+        (folder.path / "metrics.jsonl").unlink()
+        assert num_unrecorded_steps(folder.path, 4) == 4

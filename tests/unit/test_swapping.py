@@ -312,7 +312,8 @@ def test_an_edit_of_a_file_that_makes_no_batch_any_more_surprises() -> None:
     world.swapping.ask(edit(WEAK, 1), 8)
     outcome = world.outcome
     assert (outcome.done, outcome.is_surprise, outcome.step) == (True, True, None)
-    assert outcome.text == "edit of strong.yaml: it makes no batch from step 8 on; other.yaml does"
+    assert "edit of strong.yaml: not in use any more, other.yaml makes the batches;" in outcome.text
+    assert "`headrace swap strong.yaml` brings it back" in outcome.text
     world.swapping.ask(edit(OTHER, 2, "other.yaml"), 8)
     assert not world.outcome.is_surprise, "the file says what is in force"
 
