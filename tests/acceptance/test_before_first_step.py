@@ -103,6 +103,7 @@ def test_an_evaluation_that_cannot_work_is_refused_before_the_first_step(
         Streams(job, num_workers, folder)
 
 
+@pytest.mark.long
 def test_the_probe_of_an_evaluation_is_asked_for_once(tmp_path: Path, arrays: Path) -> None:
     """The passes after it need not wait for a worker to try the chain, and train batches come meanwhile."""
     job = load_job(small_job(tmp_path, arrays, eval={"source": "arrays", "chain": CHAIN}))
@@ -116,6 +117,7 @@ def test_the_probe_of_an_evaluation_is_asked_for_once(tmp_path: Path, arrays: Pa
         assert sum(batch.stop - batch.start for batch in streams.evaluate()) == 100
 
 
+@pytest.mark.long
 def test_a_stream_in_somebodys_own_program_is_not_stopped_by_an_operator(
     tmp_path: Path, arrays: Path, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,7 @@ def test_every_bad_file_is_substituted_and_named_with_its_cause(tmp_path, photos
     assert num_samples == NUM_PHOTOS + len(expected) + len(SOUND_FILES)
 
 
+@pytest.mark.long
 def test_files_that_can_not_be_read_are_quarantined_before_they_are_substituted(tmp_path, photos):
     """A failed read may pass or work elsewhere: it is tried again, then written down, and the run goes on."""
     (photos / "cats" / "dangling.jpg").symlink_to(tmp_path / "nowhere")
@@ -101,6 +102,7 @@ def test_files_that_can_not_be_read_are_quarantined_before_they_are_substituted(
     assert bad_samples(run_dir) == entries
 
 
+@pytest.mark.long
 def test_files_that_went_or_changed_after_indexing_are_named(tmp_path, photos, monkeypatch):
     """The index promised them, so their absence is told, and the batches stay whole."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -156,6 +158,7 @@ def test_under_fail_the_first_bad_file_ends_the_run_and_is_named(tmp_path, photo
     assert "Traceback" not in ended.err
 
 
+@pytest.mark.long
 def test_more_bad_files_than_allowed_end_the_run_with_a_list_of_the_first(tmp_path, photos):
     """Ten may pass in any run; more than the fraction beyond that means that the data set is broken."""
     put(photos, {f"bad-{number:02}.jpg": b"no image" for number in range(13)})
@@ -176,6 +179,7 @@ def test_a_chain_whose_output_shape_varies_is_refused_with_both_samples_and_shap
     assert ended.err.count(".jpg: ") == 2
 
 
+@pytest.mark.long
 def test_an_odd_sample_that_the_probe_missed_stops_the_run_by_name(tmp_path, photos):
     """The probe tries eight samples; the ninth kind of sample is still told with both shapes."""
     odd = 3  # positions 0, 5, 10, ... are probed

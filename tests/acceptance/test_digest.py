@@ -157,6 +157,7 @@ def probe_digest_of_workers() -> str:
     ).stdout.strip()
 
 
+@pytest.mark.long
 def test_two_flips_give_all_four_outcomes_about_equally(tmp_path):
     """Transforms that draw from equally seeded generators flip together: only two of the four outcomes."""
     corners = np.array([[[10], [20]], [[30], [40]]], dtype=np.uint8)

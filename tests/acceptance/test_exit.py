@@ -140,6 +140,7 @@ def test_a_job_that_ends_by_itself_says_nothing_on_stderr_and_leaves_nothing(hom
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("redirection", ["--workers 1 | head -n 1", "--workers 0 >&-", "--workers 0 > /dev/full"])
 def test_a_reader_that_goes_away_is_no_traceback(redirection: str, home: Home, tmp_path: Path) -> None:
     """`headrace digest ... | head` is an ordinary thing to type."""

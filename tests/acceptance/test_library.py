@@ -97,6 +97,7 @@ def test_six_lines_train_anywhere(home: Home, tmp_path: Path) -> None:
     assert [out.splitlines() for out in outs] == [expected] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_a_folder_with_packages_of_our_names_keeps_both_working(
@@ -141,6 +142,7 @@ def test_the_command_works_from_a_folder_with_packages_of_our_names(reference: s
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_two_streams_in_one_process_do_not_disturb_each_other(home: Home, tmp_path: Path) -> None:
     """Each has its own services; taken in turns they give the same batches."""
     small_job(tmp_path)
@@ -204,6 +206,7 @@ for batch in stream:
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_stream_that_is_forgotten_or_left_open_ends_its_services(home: Home, tmp_path: Path) -> None:
     """Forgotten: at once, while the program goes on. Left open: at the interpreter's end, which does not hang."""
     small_job(tmp_path)
@@ -226,6 +229,7 @@ print(next(batches).step)
     assert lines == ["0", "0"]
 
 
+@pytest.mark.long
 def test_forks_of_the_users_process_neither_break_nor_hang(home: Home, tmp_path: Path) -> None:
     """A DataLoader's workers inherit our descriptors and objects: their ends must not end what is their parent's, and
     one that iterates is told, since it has no receiver thread and would wait until the stall timeout."""
@@ -261,6 +265,7 @@ with Stream("job.yaml", ["train.epochs=2"], workers=1) as stream:
     ]
 
 
+@pytest.mark.long
 def test_a_forked_child_that_outlives_a_killed_trainer_keeps_no_service_alive(home: Home, tmp_path: Path) -> None:
     """The child inherited the lifeline; held open there, the workers would live as long as it does."""
     small_job(tmp_path)

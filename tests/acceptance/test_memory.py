@@ -99,6 +99,7 @@ def digesting_rss(folder: Path, home: Home, num_samples: int) -> int:
     return largest
 
 
+@pytest.mark.long
 def test_memory_does_not_depend_on_the_epochs_length(home: Home, tmp_path: Path) -> None:
     """The order is a bijection, not a list: 100 times the samples, and only the labels grow (4 bytes a sample)."""
     small, large = (digesting_rss(tmp_path / str(number), home, number) for number in (1_000, 100_000))
@@ -124,6 +125,7 @@ def assert_a_pause_grows_nothing(pause_s: float, home: Home, folder: Path) -> No
             assert next(batches).step == step
 
 
+@pytest.mark.long
 def test_a_trainer_that_pauses_makes_nothing_grow_past_the_window(home: Home, tmp_path: Path) -> None:
     """An evaluation, a checkpoint or a debugger may stop the loop; workers must wait, not pile up."""
     assert_a_pause_grows_nothing(3.0, home, tmp_path)
@@ -135,6 +137,7 @@ def test_a_trainer_that_pauses_for_long_makes_nothing_grow_past_the_window(home:
     assert_a_pause_grows_nothing(20.0, home, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_200_batches_that_a_user_keeps_keep_their_bytes(num_workers: int, home: Home, tmp_path: Path) -> None:
     """Memory is used again only when nobody looks into it. Without Normalize the tensors are the wire's own bytes."""
@@ -147,6 +150,7 @@ def test_200_batches_that_a_user_keeps_keep_their_bytes(num_workers: int, home: 
         assert batch_digest(digests, batch.labels.numpy(), batch.sample_ids.numpy()) == batch.digest
 
 
+@pytest.mark.long
 def test_200_normalised_batches_that_a_user_keeps_keep_their_values(home: Home, tmp_path: Path) -> None:
     """Finished tensors stand in buffers of their own."""
     with Stream(small_job(tmp_path, side=8), workers=1) as stream:

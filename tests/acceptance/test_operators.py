@@ -153,6 +153,7 @@ def test_swap_changes_the_chain_at_the_step_it_names_and_back(run: Run) -> None:
     assert len(lines_of(run.dir / "timeline.jsonl")) == 3
 
 
+@pytest.mark.long
 def test_an_edit_of_the_chain_file_is_taken_up_and_the_last_of_many_wins(run: Run) -> None:
     """Also by rename, through half-written and missing files, and past a wrong one."""
     # When the file is edited twenty times in two seconds

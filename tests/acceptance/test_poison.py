@@ -122,6 +122,7 @@ def test_a_transform_that_crashes_on_one_sample_is_named_with_that_sample(tmp_pa
     assert len(digests(run_dir)) == NUM_SAMPLES // 8
 
 
+@pytest.mark.long
 def test_a_sample_that_loops_for_ever_is_named_and_substituted(tmp_path):
     """Without a limit (hang_s) one sample would stop a run of days."""
     ended, run_dir = train(poisoned_job(tmp_path, "loop"))
@@ -133,6 +134,7 @@ def test_a_sample_that_loops_for_ever_is_named_and_substituted(tmp_path):
     assert len(digests(run_dir)) == NUM_SAMPLES // 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("how", "why"), [("segfault", "killed by SIGSEGV"), ("loop", "hung: no progress for 1 s")])
 def test_under_fail_a_deadly_sample_ends_the_run_and_is_named(tmp_path, how, why):
     """Exit code 1, with sample, reason and place in what the user sees."""

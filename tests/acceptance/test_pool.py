@@ -151,6 +151,7 @@ def test_a_second_request_ends_a_pool_at_once(home: Home, tmp_path: Path, dispat
         assert all(message.in_peace for message in dispatcher.heard(WorkerDied))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("first", [[], ["forkserver"], ["worker"], ["forkserver", "worker"]], ids=str)
 def test_a_killed_pool_takes_all_it_started_with_it(
     first: list[str], home: Home, tmp_path: Path, dispatcher: Dispatcher
@@ -169,6 +170,7 @@ def test_a_killed_pool_takes_all_it_started_with_it(
         assert alive == []
 
 
+@pytest.mark.long
 def test_a_stopped_fork_server_is_replaced_with_its_workers(home: Home, tmp_path: Path, dispatcher: Dispatcher) -> None:
     """Its pool would wait for ever for the next worker."""
     with pool_of(1, home, tmp_path, dispatcher) as pool:
@@ -181,6 +183,7 @@ def test_a_stopped_fork_server_is_replaced_with_its_workers(home: Home, tmp_path
         dispatcher.hear_until(lambda: len(dispatcher.beat().workers) == 2, "a beat of two")
 
 
+@pytest.mark.long
 def test_a_condemned_worker_is_killed_though_it_is_stopped(home: Home, tmp_path: Path, dispatcher: Dispatcher) -> None:
     """And another takes its place."""
     with pool_of(1, home, tmp_path, dispatcher) as pool:
@@ -224,6 +227,7 @@ def test_a_pool_whose_plug_in_can_not_be_imported_ends_with_the_place_of_the_fau
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_plug_in_that_breaks_while_a_pool_works_is_told_until_it_is_mended(
     home: Home, tmp_path: Path, dispatcher: Dispatcher
 ) -> None:

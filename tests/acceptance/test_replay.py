@@ -82,6 +82,7 @@ def test_a_past_batch_has_its_recorded_digest(home: Path, step: int) -> None:
     assert ("RandomResizedCrop" if step < 4 else "RandomCrop") in ended.out
 
 
+@pytest.mark.long
 def test_the_sheet_shows_the_damaged_sample_and_another_chain(home: Path, tmp_path: Path) -> None:
     """The step that met it says which sample stands in its place."""
     (bad, *_) = [line for line in lines_of(home / "run" / "journal.jsonl") if line["action"] == "bad_sample"]
@@ -117,6 +118,7 @@ def test_another_digest_than_the_recorded_one_ends_in_1_with_both_and_the_causes
     assert 0 == replay(home, "--step", "3", run=run).code
 
 
+@pytest.mark.long
 def test_a_line_that_was_edited_in_place_is_no_line(home: Path, tmp_path: Path) -> None:
     """Its checksum gives it away, before any digest is compared."""
     run = copy_of(home, tmp_path)
@@ -127,6 +129,7 @@ def test_a_line_that_was_edited_in_place_is_no_line(home: Path, tmp_path: Path) 
     assert f"{run / 'metrics.jsonl'}" in ended.err
 
 
+@pytest.mark.long
 def test_a_sample_that_was_rewritten_is_noticed(home: Path, tmp_path: Path) -> None:
     """At equal size, which the fingerprint of paths and sizes can't tell."""
     photos = Path(shutil.copytree(home / "photos", tmp_path / "photos"))

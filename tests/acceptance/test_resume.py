@@ -177,6 +177,7 @@ def test_a_stopped_run_exits_4_with_the_command_that_goes_on(
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_stop_ends_the_wait_for_a_batch(tmp_path: Path, arrays: Path, home: Home) -> None:
     """A run whose workers hang need not wait for its stall timeout; nor one whose workers can't even begin."""
     job, run_dir = resumable_job(tmp_path, arrays), tmp_path / "run"
@@ -203,6 +204,7 @@ def test_a_stop_ends_the_wait_for_a_batch(tmp_path: Path, arrays: Path, home: Ho
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_stop_that_takes_longer_than_its_grace_ends_without_a_checkpoint(
     tmp_path: Path, arrays: Path, home: Home
 ) -> None:
@@ -240,6 +242,7 @@ def test_of_two_resumes_at_once_one_is_refused(tmp_path: Path, arrays: Path, hom
     assert sorted(line["step"] for line in lines_of(run_dir / "metrics.jsonl")) == list(range(100))
 
 
+@pytest.mark.long
 def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tmp_path: Path, arrays: Path, home: Home) -> None:
     """A limit on the size of a file stands for the disk: metrics.jsonl reaches it in the middle of the run."""
     job, run_dir = resumable_job(tmp_path, arrays, workers=0), tmp_path / "run"

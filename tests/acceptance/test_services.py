@@ -149,6 +149,7 @@ def test_every_part_is_replaced_after_a_signal_and_no_batch_changes(
     assert taken.digests == undisturbed(job, len(taken.digests), monkeypatch)
 
 
+@pytest.mark.long
 def test_all_parts_killed_at_once_come_back(job: Job, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing that is needed stands in any of them, and the pool has the size that it was scaled to."""
     with open_streams(job, 2) as streams, Operator(endpoint_of(home)) as operator:
@@ -165,6 +166,7 @@ def test_all_parts_killed_at_once_come_back(job: Job, home: Home, monkeypatch: p
     assert taken.digests == undisturbed(job, len(taken.digests), monkeypatch)
 
 
+@pytest.mark.long
 def test_an_end_in_the_middle_of_a_restart_leaves_nothing(job: Job, home: Home) -> None:
     """A service that is just being started must not be forgotten."""
     for delay_s in (0.0, 0.05, 0.15, 0.3):
@@ -239,6 +241,7 @@ def test_services_live_in_a_program_that_does_not_care_for_its_children(
     assert all("nobody knows how" in note and "it is started again" in note for note in kept.notes)
 
 
+@pytest.mark.long
 def test_a_service_that_can_not_be_started_for_a_moment_is_started_the_next(
     kept: Kept, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +259,7 @@ def test_a_service_that_can_not_be_started_for_a_moment_is_started_the_next(
     assert [note for note in kept.notes if "could not be started" in note and "no more processes" in note]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dispatcher", "pool", "worker"])
 def test_a_signal_without_a_name_is_as_good_as_any(name: str, kept: Kept) -> None:
     """Real-time signals have none."""
@@ -265,6 +269,7 @@ def test_a_signal_without_a_name_is_as_good_as_any(name: str, kept: Kept) -> Non
     assert name == "worker" or "ended by signal 40" in kept.notes[0]
 
 
+@pytest.mark.long
 def test_an_end_that_fails_somewhere_still_leaves_nothing(
     job: Job, home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,6 +301,7 @@ def test_a_plug_in_that_can_not_be_imported_ends_the_job_with_the_place_of_the_f
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_an_edited_plug_in_changes_no_batch_though_workers_are_replaced(
     job: Job, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +320,7 @@ def test_an_edited_plug_in_changes_no_batch_though_workers_are_replaced(
     assert taken.digests == undisturbed(job, len(taken.digests), monkeypatch)
 
 
+@pytest.mark.long
 def test_services_that_were_stopped_end_with_their_trainer(home: Home, tmp_path: Path) -> None:
     """Stopped, they can't see that their lifeline is cut; nobody else would ever wake them."""
     job = small_job(tmp_path)
@@ -348,6 +355,7 @@ def pool_arguments(folder: Path, num: int) -> list[str]:
     ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", ["dispatcher pool trainer", "pool trainer dispatcher", "trainer dispatcher pool"])
 def test_services_and_trainer_may_start_in_any_order(
     order: str, job: Job, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -387,6 +395,7 @@ def test_services_and_trainer_may_start_in_any_order(
     assert digests == undisturbed(job, 10, monkeypatch)
 
 
+@pytest.mark.long
 def test_a_second_dispatcher_at_an_address_is_refused_and_the_first_goes_on(home: Home, tmp_path: Path) -> None:
     """ZeroMQ would take the socket over, and the first would be deaf without a word."""
     endpoint = f"ipc://{home.path}/d"

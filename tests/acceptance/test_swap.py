@@ -201,6 +201,7 @@ def test_a_bad_edit_is_refused_with_its_place_and_the_old_chain_goes_on(
     assert len(read_changes(folder.path)) == 2
 
 
+@pytest.mark.long
 def test_of_twenty_edits_in_two_seconds_the_last_one_wins(job: Job, folder: RunFolder) -> None:
     """Half of them half written; no batch mixes two of them, as a repetition shows."""
     file = job.path.parent / "strong.yaml"
@@ -246,6 +247,7 @@ def test_an_edit_made_while_the_job_was_down_lands_at_the_first_batch_never_deli
         assert len(read_changes(folder.path)) == 2, "nothing has changed since"
 
 
+@pytest.mark.long
 def test_with_a_free_shape_the_images_may_grow(tmp_path: Path, arrays: Path, job: Job) -> None:
     """Progressive resizing by schedule and by edit; batches of both sizes stand in one window."""
     write_chain(tmp_path / "weak.yaml", [{"Resize": {"height": 24, "width": 24}}])
@@ -261,6 +263,7 @@ def test_with_a_free_shape_the_images_may_grow(tmp_path: Path, arrays: Path, job
             Streams(fixed, num_workers, None)
 
 
+@pytest.mark.long
 def test_a_free_shape_does_not_let_in_what_the_run_could_not_train_on(tmp_path: Path, arrays: Path) -> None:
     """It would be in force, on disk, and kill the run there at each resume."""
     write_chain(tmp_path / "strong.yaml", STRONG)
@@ -281,6 +284,7 @@ def test_a_free_shape_does_not_let_in_what_the_run_could_not_train_on(tmp_path: 
         Streams(fixed, 0, folder)
 
 
+@pytest.mark.long
 def test_an_edit_of_a_file_that_makes_no_batch_is_told_and_a_given_timeline_follows_none(
     job: Job, folder: RunFolder, tmp_path: Path
 ) -> None:
