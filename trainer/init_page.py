@@ -46,9 +46,9 @@ from trainer.activations import swap_activations
 from trainer.initialization import initialize
 from trainer.lsuv import lsuv
 
-swap_activations(model, "gelu")                         # before the optimizer is made: a PReLU has a parameter
+swap_activations(model, "gelu")  # before the optimizer is made: a PReLU has a parameter
 drawn = initialize(model, "auto", example=images_NCHW)  # what each weight was drawn from
-lsuv(model, images_NCHW)                                # or, instead: unit standard deviations on this batch
+lsuv(model, images_NCHW)  # or, instead: unit standard deviations on this batch
 ```
 """
 

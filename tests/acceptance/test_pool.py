@@ -208,6 +208,8 @@ def test_a_pool_waits_for_its_dispatcher_and_says_so(home: Home, tmp_path: Path)
         dispatcher.size = 1
         dispatcher.hear_until(lambda: bool(dispatcher.heard(Join)), "its worker joins")
         assert len(dispatcher.heard(Join)) == 1
+        # A worker is quicker than the next beat now and then, and only beats are answered.
+        dispatcher.hear_until(lambda: bool(dispatcher.heard(PoolBeat)), "a beat")
         pool.wait_until(lambda: f"the dispatcher at {endpoint} answers" in said.read_text(), "it says that too")
         dispatcher.close()
         pool.wait_until(lambda: "has not answered for" in said.read_text(), "it is waited for again")
