@@ -24,6 +24,8 @@ HOMES = {
     "albumentations": ["workers/chain*.py"],
     "cv2": ["workers/decode.py", "workers/chain*.py"],
     "torch": ["trainer/*.py"],
+    "matplotlib": ["trainer/figures.py"],
+    "jinja2": ["trainer/pages.py"],
 }
 """Library -> the files that may import it. albumentations' border modes are cv2's numbers."""
 MAX_LINES = 400
