@@ -65,6 +65,8 @@ def _app() -> typer.Typer:
     from headrace.commands.check import check
     from headrace.commands.demo_data import demo_data
     from headrace.commands.digest import digest
+    from headrace.commands.health import health
+    from headrace.commands.lr import lr
     from headrace.commands.pipeline import pipeline
     from headrace.commands.replay import replay
     from headrace.commands.scale import scale
@@ -86,10 +88,12 @@ def _app() -> typer.Typer:
     app.command("swap")(swap)
     app.command("scale")(scale)
     app.command("stop")(stop)
+    app.command("health")(health)
     app.command("check")(check)
     app.command("digest")(digest)
     app.command("demo-data")(demo_data)
     app.command("replay")(replay)
+    app.command("lr")(lr)
     app.command("bench")(bench)
     app.command("pipeline")(pipeline)
     app.command("workers")(workers)

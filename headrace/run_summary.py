@@ -78,13 +78,16 @@ def read_run(folder: Path) -> RunSummary:
 
 
 def read_verdicts(folder: Path) -> tuple[str, ...]:
-    """A line for each verdict of health.json, newest last; none where there is no such file."""
+    """A line for each open WARN or CRITICAL of health.json, newest last; none where there is no such file."""
     try:
         content = msgspec.json.decode((folder / "health.json").read_bytes())
     except (OSError, msgspec.DecodeError):
         return ()  # none yet, or it is being written
-    verdicts = content.get("verdicts", []) if isinstance(content, dict) else content
-    return tuple(map(_verdict_text, verdicts)) if isinstance(verdicts, list) else ()
+    verdicts = content.get("verdicts", []) if isinstance(content, dict) else []
+    if not isinstance(verdicts, list) or not all(isinstance(one, dict) for one in verdicts):
+        return ()
+    open_ones = [one for one in verdicts if one.get("resolved_at") is None and one.get("severity") != "INFO"]
+    return tuple(map(_verdict_text, open_ones))
 
 
 def summary_lines(run: RunSummary) -> list[Text]:
@@ -133,7 +136,7 @@ def _last(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     return next(iter(deque(records, maxlen=1)), {})
 
 
-def _verdict_text(verdict: object) -> str:
-    if not isinstance(verdict, dict):
-        return str(verdict)
-    return ", ".join(f"{value}" for value in verdict.values() if isinstance(value, str | int | float))[:200]
+def _verdict_text(verdict: dict[str, Any]) -> str:
+    kind = f"/{verdict['kind']}" if verdict.get("kind") else ""
+    name = f"{verdict.get('severity')} {verdict.get('id')}{kind}"
+    return f"{name} since step {verdict.get('first_step')}: {verdict.get('fix')}"

@@ -100,7 +100,7 @@ def _tests(step: int, state: Mapping[str, Any]) -> dict[str, IsEarlier]:
 
     return {
         **{name: among_first(num_lines) for name, num_lines in num_kept(state).items()},
-        "metrics": lambda number, record: bool(record["step"] < step),
+        **{name: lambda number, record: bool(record["step"] < step) for name in ("metrics", "layers")},
     }
 
 

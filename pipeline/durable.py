@@ -17,16 +17,21 @@ PARTIAL_PREFIX = ".partial-"
 """What begins with it was being written when its process died."""
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """The file is there with all its content, on disk, or as it was before."""
+def write_whole(path: Path, content: bytes, *, is_synced: bool = True) -> None:
+    """The file is there with all its content, on disk, or as it was before.
+
+    Not `is_synced`: readers never see half of it, but a machine that loses power may have lost it.
+    """
     partial = path.with_name(PARTIAL_PREFIX + path.name)
     try:
         with partial.open("wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_synced:
+                file.flush()
+                os.fsync(file.fileno())
         partial.rename(path)
-        sync_folder(path.parent)
+        if is_synced:
+            sync_folder(path.parent)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise write_failure(path, error) from error

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from pydantic_core import PydanticCustomError
 
 from pipeline.job_clip import ClipSection as ClipSection
+from pipeline.job_health import HealthSection as HealthSection
 from pipeline.job_model import ModelSection as ModelSection
 from pipeline.section import (
     DecayRate,
@@ -250,6 +251,7 @@ class JobConfig(Section):
     optimizer: OptimizerSection = OptimizerSection()
     schedule: ScheduleSection = ScheduleSection()
     clip: ClipSection = ClipSection()
+    health: HealthSection = HealthSection()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: CUDA when torch sees a GPU."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

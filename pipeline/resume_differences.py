@@ -32,6 +32,7 @@ _RULES: tuple[tuple[str, Verdict, str], ...] = (
     ("on_stall", "free", "what is done while nothing can be"),
     ("shape", "free", "what later swaps may do"),
     ("checkpoint.*", "free", "when the run is saved"),
+    ("health.*", "free", "what is watched, and where it is told"),
     ("max_bad_fraction", "free", "a limit"),
     ("sources.*.path", "free", "where the samples lie; their fingerprint is compared"),
     ("sources.*.labels", "free", "where the labels lie; their fingerprint is compared"),

@@ -1,4 +1,4 @@
-"""A run's folder: lock, job, chains, timeline, quarantine, journal, metrics, checkpoints.
+"""A run's folder: lock, job, chains, timeline, quarantine, journal, metrics, layers, health, checkpoints.
 
 In:  records of a running job, and functions that write a checkpoint's files.
 Out: the files of DESIGN.md section 5, readable after a kill at any moment.
@@ -173,6 +173,15 @@ class RunFolder:
         """One line for one training step; on disk at the next checkpoint."""
         self._metrics.append(metrics)
 
+    def append_layers(self, layers: Mapping[str, Any]) -> None:
+        """One line for a step in which every layer was measured; on disk at the next checkpoint."""
+        self._layers.append(layers)
+
+    def write_health(self, health: Mapping[str, Any]) -> None:
+        """health.json holds this from now on; a reader never sees half of it."""
+        content = msgspec.json.format(msgspec.json.encode(health), indent=1) + b"\n"
+        write_whole(self.path / "health.json", content, is_synced=False)
+
     def mark(self) -> Mark:
         """How far the records reach now."""
         with self._timeline_lock:
@@ -234,7 +243,8 @@ class RunFolder:
         self._quarantine = JsonLines(path / "quarantine.jsonl", attempt=self.attempt, is_synced=True)
         self._journal = JsonLines(path / "journal.jsonl", attempt=self.attempt, is_synced=False)
         self._metrics = JsonLines(path / "metrics.jsonl", attempt=self.attempt, is_synced=False)
-        self._all_lines = (self._timeline, self._quarantine, self._journal, self._metrics)
+        self._layers = JsonLines(path / "layers.jsonl", attempt=self.attempt, is_synced=False)
+        self._all_lines = (self._timeline, self._quarantine, self._journal, self._metrics, self._layers)
         self.attempt = max(self.attempt, 1 + max(lines.last_attempt for lines in self._all_lines))
         for lines in self._all_lines:
             lines.attempt = self.attempt

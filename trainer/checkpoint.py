@@ -61,7 +61,7 @@ class Snapshot:
         return {
             **self.state,
             "weights_sha256": tensors_sha256(self.weights),
-            "healthy": all(bool(torch.isfinite(tensor).all()) for tensor in self.weights.values()),
+            "healthy": self.state["healthy"] and all(bool(torch.isfinite(one).all()) for one in self.weights.values()),
             "torch_threads": torch.get_num_threads(),
             "environment": environment(),
         }

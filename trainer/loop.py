@@ -43,6 +43,7 @@ from trainer.schedules import Schedule
 from trainer.step import Stepper
 from trainer.stopping import StopNow, StopRequest
 from trainer.trainable import require_trainable
+from trainer.watch import Tell, open_watch
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job
@@ -93,15 +94,16 @@ def train(
     on_progress: Callable[[Progress], None],
     resumed: Resumption | None = None,
     stop: StopRequest | None = None,
+    tell: Tell = lambda text: None,
 ) -> Summary:
     """Trains the job's model on every batch of its train stream, once, in order, and saves it.
 
     Equal jobs and equal batches give equal weights (on CUDA with `deterministic`), however often the run was killed
-    and resumed. `on_progress` is called after each step. A wish to stop ends it after its step, with a checkpoint
-    (`Summary.stopped_by`); whatever else ends it early, a full disk or a second Ctrl-C, passes through, and the
-    metrics up to there are kept.
+    and resumed. `on_progress` is called after each step, `tell` with what a user should read now. A wish to stop ends
+    it after its step, with a checkpoint (`Summary.stopped_by`); whatever else ends it early, a full disk or a second
+    Ctrl-C, passes through, and the metrics up to there are kept.
     """
-    training = _Training(job, streams, folder, resumed, stop or StopRequest())
+    training = _Training(job, streams, folder, resumed, stop or StopRequest(), tell)
     try:
         return training.run(on_progress)
     except KeyboardInterrupt:
@@ -109,13 +111,15 @@ def train(
     except BaseException:
         training.writer.end()
         raise
+    finally:
+        training.watch.end()
 
 
 class _Training:
     """One attempt at a run."""
 
     def __init__(
-        self, job: Job, streams: Streams, folder: RunFolder, resumed: Resumption | None, stop: StopRequest
+        self, job: Job, streams: Streams, folder: RunFolder, resumed: Resumption | None, stop: StopRequest, tell: Tell
     ) -> None:
         config = job.config
         require_trainable(job, streams.train.spec, streams.train.classes)
@@ -128,12 +132,16 @@ class _Training:
         self._model = self._model_record.build(factory).to(self._device)
         check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
         self._optimizer = build_optimizer(config.optimizer, self._model)
+        self.watch = open_watch(
+            config, folder, self._model, self._optimizer, num_classes=self._model_record.num_classes, tell=tell
+        )
         self._stepper = Stepper(
             self._model,
             self._optimizer,
             clip=config.clip,
             precision=config.precision,
             accumulate=config.train.accumulate,
+            observer=self.watch.observer,
         )
         self._schedule = Schedule(config.schedule, config.optimizer.lr, streams.train.num_steps)
         self._record = RunRecord(folder, streams.train.num_steps, config.checkpoint.keep_best)
@@ -165,6 +173,7 @@ class _Training:
                 lr = self._schedule.lr(batch.step)
                 result = self._stepper.step(batch, lr=lr)
                 record.add_step(batch, result)
+                self.watch.after_step(batch, result)
                 on_progress(record.progress(waited.waited_s))
                 self.writer.check()
             if self._config.eval is not None and record.evaluated_step != record.num_steps_done:
@@ -181,6 +190,7 @@ class _Training:
     def _before_step(self, batch: Batch) -> None:
         """What is done once in a while. Before a step, not after one: the batch tells that an epoch ended."""
         record = self._record
+        self.watch.before_step(batch)
         if (recorded := self._recorded.pop(batch.step, None)) is not None:
             before = self._resumed.worker_fingerprint if self._resumed else ""
             require_equal(recorded, batch, then=before, now=self._streams.worker_fingerprint)
@@ -214,6 +224,7 @@ class _Training:
         state: dict[str, Any] = {
             "time_s": round(time.time(), 3),
             "attempt": self._folder.attempt,
+            "healthy": self.watch.may_be_healthy(record.num_steps_done),
             "position": record.position,
             "epoch": record.epoch,
             "num_steps": batches.num_steps,
@@ -233,6 +244,7 @@ class _Training:
             "record": record.state_dict(),
             "schedule": self._schedule.state_dict(),
             "stepper": self._stepper.state_dict(),
+            "watch": self.watch.state_dict(),
         }
         step = record.num_steps_done
         return take_snapshot(self._model, self._optimizer, self._copies, step=step, states=states, state=state)
@@ -243,6 +255,7 @@ class _Training:
         self._record.load_state_dict(states["record"])
         self._schedule.load_state_dict(states["schedule"])
         self._stepper.load_state_dict(states["stepper"])
+        self.watch.load_state_dict(states.get("watch", {}))
         self._saved = (self._record.num_steps_done, self._record.evaluated_step)
         for difference in differing_environment(resumed.state):
             log.warning("action=environment_differs %s; the result may differ in its last bits", difference)

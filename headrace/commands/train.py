@@ -130,16 +130,20 @@ def _train(
 
     num_workers, automatic = initial_workers(job.config)
     folder = begun.folder
+
+    def tell(text: str) -> None:
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     with open_streams(
         job, num_workers, folder, connect=connect, start=begun.start, automatic=automatic, on_stop=signals.ask
     ) as streams:
         if console.is_terminal:
             with _bar(console) as bar:
                 update = _bar_updater(bar, begun.start.head_step, streams.train.num_steps)
-                summary = train_job(job, streams, folder, update, begun.resumed, stop)
+                summary = train_job(job, streams, folder, update, begun.resumed, stop, tell)
         else:
             update = _line_printer(console, time.monotonic)
-            summary = train_job(job, streams, folder, update, begun.resumed, stop)
+            summary = train_job(job, streams, folder, update, begun.resumed, stop, tell)
         signals.is_done()
         if streams.num_bad_samples:
             text = f"{streams.num_bad_samples} bad samples were replaced by others; journal.jsonl names them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -251,9 +252,18 @@ def test_a_health_file_of_another_form_is_passed_over(tmp_path: Path, content: s
     assert read_verdicts(tmp_path) == ()
 
 
-def test_verdicts_are_a_line_each(tmp_path: Path) -> None:
-    (tmp_path / "health.json").write_text('{"verdicts": [{"name": "vanishing", "layer": "fc1", "fix": "kaiming"}]}')
-    assert read_verdicts(tmp_path) == ("vanishing, fc1, kaiming",)
+def test_open_verdicts_that_matter_are_a_line_each(tmp_path: Path) -> None:
+    verdict = {
+        "id": "EXPLODE",
+        "kind": "spike",
+        "severity": "WARN",
+        "first_step": 7,
+        "fix": "clip",
+        "resolved_at": None,
+    }
+    verdicts = [verdict, {**verdict, "resolved_at": 9}, {**verdict, "severity": "INFO"}]
+    (tmp_path / "health.json").write_text(json.dumps({"verdicts": verdicts}))
+    assert read_verdicts(tmp_path) == ("WARN EXPLODE/spike since step 7: clip",)
 
 
 def test_of_several_jobs_each_that_waits_says_why() -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -27,33 +27,18 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from trainer.health.current import Current
 from trainer.health.detectors import HealthConfig
 from trainer.health.judge import Judge
-from trainer.health.measure import Activity, DeepProbe, Parcel
+from trainer.health.measure import Activity, DeepProbe
 from trainer.health.overhead import Overhead, Pace
-from trainer.health.records import StepStats, Verdict, VerdictEvent
+from trainer.health.records import DeepStats, StepStats, Verdict, VerdictEvent
 from trainer.health.robust import from_state, to_state
 from trainer.health.trace import aligned, clip_sample, completed, whole_norm, worst_samples
 from trainer.health.transfer import Outbox
 from trainer.norms import exact_norms, gradient_norms
 
 SampleLosses = Callable[[], torch.Tensor | Sequence[float]]
-
-
-@dataclass(slots=True)
-class _Step:
-    """The step under way."""
-
-    stats: StepStats
-    is_light: bool
-    probe: DeepProbe | None
-    batch: Any
-    """Coordinates, or what makes them."""
-    parcel: Parcel = field(default_factory=Parcel)
-    """What is on the device still: loss, flags, norms."""
-    names_P: tuple[str, ...] = ()
-    own_s: float = 0.0
-    is_finished: bool = False
 
 
 class GradientHealth:
@@ -69,10 +54,12 @@ class GradientHealth:
         config: HealthConfig | None = None,
         first_step: int = 0,
         is_told: bool = False,
+        on_deep: Callable[[DeepStats], None] = lambda stats: None,
     ) -> None:
         """`every_steps`: between deep steps. `auto` goes by the clock (at most 3 % of the time for deep steps, 1 % for
         the others), so two runs may differ in when they look; with numbers, equal runs give equal verdicts.
-        `is_told`: the caller calls `before_forward`, `before_update` and `after_update`; else hooks do it."""
+        `is_told`: the caller calls `before_forward`, `before_update` and `after_update`; else hooks do it.
+        `on_deep`: gets what each deep step has measured, once it has arrived."""
         self.config = config or HealthConfig()
         self._model, self._optimizer = model, optimizer
         self._judge = Judge(self.config)
@@ -82,11 +69,12 @@ class GradientHealth:
         if light_every_steps != "auto":
             self._pace.light_every, self._pace.is_light_fixed = light_every_steps, True
         self._is_told = is_told
+        self._on_deep = on_deep
         self._outbox = Outbox()
         self._activity: dict[str, Activity] = {}
         self._events: list[VerdictEvent] = []
         self._next_step = first_step
-        self._current: _Step | None = None
+        self._current: Current | None = None
         self._probe: DeepProbe | None = None
         self._last_start: float | None = None
         self._must_look_deep = False
@@ -101,6 +89,11 @@ class GradientHealth:
     def verdicts(self) -> tuple[Verdict, ...]:
         """All so far, newest last; on CUDA they lag by the steps the device is behind."""
         return self._judge.verdicts
+
+    @property
+    def num_unannounced(self) -> int:
+        """Verdicts that were over the budget of alarms."""
+        return self._judge.num_unannounced
 
     @property
     def overhead(self) -> Overhead:
@@ -153,7 +146,7 @@ class GradientHealth:
             optimizer_entries=len(self._optimizer.state),
         )
         is_light = probe is not None or self._pace.is_light(number)
-        self._current = current = _Step(stats=stats, is_light=is_light, probe=probe, batch=batch)
+        self._current = current = Current(stats=stats, is_light=is_light, probe=probe, batch=batch)
         is_bad = self._has_bad_loss(current, loss) or (grad_norm is not None and not math.isfinite(grad_norm))
         if is_light or is_bad:
             current.is_light = True
@@ -211,6 +204,10 @@ class GradientHealth:
             current.probe.after_update()
         self._finish(current)
         current.own_s += perf_counter() - start
+
+    def changed_chain(self, transforms: tuple[str, ...]) -> None:
+        """The next steps' images come through these transforms; INPUT names them."""
+        self.config = self._judge.config = replace(self.config, transforms=transforms)
 
     def flush(self) -> list[VerdictEvent]:
         """Waits for the device and judges all that was measured: before a checkpoint, at the end."""
@@ -275,7 +272,7 @@ class GradientHealth:
             window = int(self.config.limit("DEAD", "min_observations"))
             self._probe = DeepProbe(self._model, self._optimizer, self._activity, window)
 
-    def _has_bad_loss(self, current: _Step, loss: torch.Tensor | float) -> bool:
+    def _has_bad_loss(self, current: Current, loss: torch.Tensor | float) -> bool:
         """False too while nobody knows, since the loss is on the device."""
         if isinstance(loss, torch.Tensor):
             if loss.is_cuda:
@@ -285,7 +282,7 @@ class GradientHealth:
 
     def _measure(
         self,
-        current: _Step,
+        current: Current,
         loss: torch.Tensor | float,
         inputs: torch.Tensor | None,
         grad_norm: float | None,
@@ -316,7 +313,7 @@ class GradientHealth:
             current.stats = replace(current.stats, grad_norm=grad_norm, parameters=self._names, parameter_norms=each)
 
     def _explain(
-        self, current: _Step, inputs: torch.Tensor | None, sample_losses: SampleLosses | None, *, is_bad: bool
+        self, current: Current, inputs: torch.Tensor | None, sample_losses: SampleLosses | None, *, is_bad: bool
     ) -> None:
         """For the rare step that needs it, while its batch and the weights it met are still there.
 
@@ -337,7 +334,7 @@ class GradientHealth:
         worst = worst_samples(sample_losses()) if sample_losses is not None else ()
         current.stats = replace(stats, is_input_finite=is_input_finite, bad_weights=bad_weights, worst_samples=worst)
 
-    def _finish(self, current: _Step) -> None:
+    def _finish(self, current: Current) -> None:
         """All of the step is measured: send it, and judge what has arrived by now."""
         current.is_finished = True
         while self._hooks:
@@ -357,7 +354,9 @@ class GradientHealth:
                 stats = replace(stats, batch=current.batch() if callable(current.batch) else current.batch)
             self._events += self._judge.see(stats)
             if build is not None:
-                self._events += self._judge.see(build(numbers[count:]))
+                deep = build(numbers[count:])
+                self._on_deep(deep)
+                self._events += self._judge.see(deep)
 
         if tensors:
             self._outbox.send(tensors, read)
