@@ -20,8 +20,9 @@ demo-data: $(INSTALLED)
 demo: $(INSTALLED) demo-data
 	$(BIN)/headrace train configs/jobs/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
 
+# Most acceptance tests wait for clocks: three at a time keep two cores busy.
 test: install
-	$(BIN)/pytest -m 'not long'
+	$(BIN)/pytest -m 'not long' -n 3 --dist loadfile
 
 test-long: install
 	$(BIN)/pytest -m 'long or not long'

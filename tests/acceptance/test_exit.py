@@ -22,6 +22,8 @@ dataclass that is being made."""
 STOPPED = 4
 """Once a step is done, a stop is a checkpoint and an exit code that says so."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+QUICKLY_STOPPING = (signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL)
+"""The smoke: SIGTERM and SIGINT take the same way."""
 START_UP_S = 4.0
 """About what it takes to the first batch; a moment below falls into start-up, one above into training."""
 
@@ -57,7 +59,7 @@ def assert_ended_quietly(command: Headrace, home: Home, number: signal.Signals, 
     assert "Error" not in finished.err, finished.err
 
 
-@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", QUICKLY_STOPPING, ids=lambda number: number.name)
 def test_nothing_is_left_of_a_trainer_that_is_stopped_while_it_trains(
     number: signal.Signals, home: Home, tmp_path: Path
 ) -> None:
@@ -72,7 +74,7 @@ def test_nothing_is_left_of_a_trainer_that_is_stopped_while_it_trains(
         assert_ended_quietly(command, home, number, (STOPPED,))
 
 
-@pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
+@pytest.mark.parametrize("number", QUICKLY_STOPPING, ids=lambda number: number.name)
 def test_nothing_is_left_of_a_trainer_that_is_stopped_while_it_starts(
     number: signal.Signals, home: Home, tmp_path: Path
 ) -> None:

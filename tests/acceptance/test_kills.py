@@ -94,7 +94,7 @@ def check_kills_change_nothing(folder: Path, arrays: Path, seconds: float) -> No
 
 def test_killing_a_worker_every_second_changes_neither_batches_nor_weights(tmp_path, arrays):
     """Laws 2 and 5, at smoke size: workers own nothing."""
-    check_kills_change_nothing(tmp_path, arrays, seconds=6)
+    check_kills_change_nothing(tmp_path, arrays, seconds=4)
 
 
 @pytest.mark.long

@@ -151,7 +151,11 @@ def test_a_trainer_killed_again_and_again_comes_to_the_same(
     check_kills_change_nothing(tmp_path, arrays, home, seed=seed, num_kills=6)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)],
+    ids=lambda number: number.name,
+)
 def test_a_stopped_run_exits_4_with_the_command_that_goes_on(
     number: signal.Signals, tmp_path: Path, arrays: Path, home: Home
 ) -> None:
