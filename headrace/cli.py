@@ -66,7 +66,6 @@ def _app() -> typer.Typer:
     from headrace.commands.demo_data import demo_data
     from headrace.commands.digest import digest
     from headrace.commands.health import health
-    from headrace.commands.lr import lr
     from headrace.commands.pipeline import pipeline
     from headrace.commands.replay import replay
     from headrace.commands.scale import scale
@@ -93,7 +92,6 @@ def _app() -> typer.Typer:
     app.command("digest")(digest)
     app.command("demo-data")(demo_data)
     app.command("replay")(replay)
-    app.command("lr")(lr)
     app.command("bench")(bench)
     app.command("pipeline")(pipeline)
     app.command("workers")(workers)

@@ -135,6 +135,13 @@ def write_job(folder: Path, **fields: Any) -> Path:
     return path
 
 
+def verdicts_of(run_dir: Path) -> list[dict[str, Any]]:
+    """The verdicts on a run so far, by themselves: without the run's own place, which its texts name."""
+    text = (run_dir / "health.json").read_text().replace(str(run_dir.absolute()), "RUN")
+    verdicts: list[dict[str, Any]] = json.loads(text)["verdicts"]
+    return verdicts
+
+
 def lines_of(path: Path) -> list[dict[str, Any]]:
     """The records of a run's .jsonl file; whole lines only, since it may be written right now."""
     if not path.exists():

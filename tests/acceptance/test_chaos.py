@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.config import load_chain, load_job
 from tests.chaos import Chaos, Plan, operate
-from tests.processes import ROOT, lines_of, run_headrace, write_job
+from tests.processes import ROOT, lines_of, run_headrace, verdicts_of, write_job
 
 SLOW = """
 import os, time
@@ -69,7 +69,8 @@ def chaos_job(folder: Path) -> Path:
         checkpoint={"every_steps": 7},
         model={"kind": "cnn", "width": 4, "depth": 2},
         schedule={"kind": "cosine", "warmup_steps": 10},
-        clip={"kind": "norm", "threshold": 1.0},
+        clip={"kind": "norm", "threshold": 1e-3},  # so low that there is a verdict on it
+        health={"every_steps": 5, "light_every_steps": 1},
         device="cpu",
         torch_threads=1,
     )
@@ -119,6 +120,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     return {
         "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
         "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
+        "verdicts": verdicts_of(run_dir),
         "weights": msgspec.json.decode((newest / "state.json").read_bytes())["weights_sha256"],
     }
 
@@ -141,6 +143,7 @@ def check_chaos_changes_nothing(folder: Path, seed: int) -> None:
     for name in ("strong", "by_command", "middle", "weak"):  # of the files as they are now, after the edits
         assert loaded.recipe_of(load_chain(folder / f"{name}.yaml")).digest in recipes, f"{name} was swapped in"
     assert len(set(recipes)) == 5, "these, and strong as it was before its edit"
+    assert "CLIP" in {verdict["id"] for verdict in undisturbed["verdicts"]}
     assert disturbed == undisturbed
 
 
@@ -148,5 +151,5 @@ def check_chaos_changes_nothing(folder: Path, seed: int) -> None:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", range(int(os.environ.get("TEST_CHAOS_SEEDS", "10"))))
 def test_chaos_changes_nothing(tmp_path, seed):
-    """Laws 2, 4 and 5 at once: weights, losses, evaluations and digests are those of an undisturbed run."""
+    """Laws 2, 4 and 5 at once: weights, losses, evaluations, digests and verdicts are those of an undisturbed run."""
     check_chaos_changes_nothing(tmp_path, seed=seed)

@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from tests.home import Home
-from tests.processes import Headrace, lines_of, run_headrace, workers, write_job
+from tests.processes import Headrace, lines_of, run_headrace, verdicts_of, workers, write_job
 
 SLOW = """
 import os, time
@@ -81,6 +81,8 @@ def resumable_job(folder: Path, arrays: Path, **fields: Any) -> Path:
         "checkpoint": {"every_steps": 7},
         "model": {"kind": "mlp", "width": 8, "depth": 1},
         "schedule": {"kind": "plateau", "patience": 0},
+        "clip": {"kind": "norm", "threshold": 1e-4},  # so low that there is a verdict on it
+        "health": {"every_steps": 5, "light_every_steps": 1},
         "device": "cpu",
         "torch_threads": 1,
     }
@@ -95,6 +97,7 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     return {
         "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
         "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
+        "verdicts": verdicts_of(run_dir),
         "weights": read_state(newest)["weights_sha256"],
     }
 
@@ -130,6 +133,7 @@ def check_kills_change_nothing(folder: Path, arrays: Path, home: Home, seed: int
     expected = outcome(folder / "calm")
     assert len(expected["steps"]) == NUM_STEPS
     assert len(expected["evaluations"]) == 3
+    assert "CLIP" in {verdict["id"] for verdict in expected["verdicts"]}
     assert outcome(folder / "killed") == expected
     assert {line["attempt"] for line in lines_of(folder / "killed/metrics.jsonl")} >= {1, 2}
     home.assert_empty_soon()
