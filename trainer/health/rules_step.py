@@ -8,6 +8,7 @@ Rules are dataclasses of plain fields: what they remember is their state. Only f
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
@@ -59,7 +60,7 @@ class Progress:
 def replay_words(config: HealthConfig, step: int) -> dict[str, Number]:
     if not config.run:
         return {"replay": ""}
-    return {"replay": f"; to see its samples: headrace replay {config.run} --step {step} --out sheet.png"}
+    return {"replay": f"; to see its samples: headrace replay {shlex.quote(config.run)} --step {step} --out sheet.png"}
 
 
 def trace_of(stats: StepStats) -> dict[str, object]:
