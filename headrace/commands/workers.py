@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from pipeline.stop_signals import StopSignals
+    from workers.pool import PoolConfig
+
+_MAXIMUM = "... and at or below this. Default: twice the machine's cores, 8 at least."
 
 
 def workers(
@@ -15,15 +22,7 @@ def workers(
         typer.Option("--num", "-n", min=1, help="Worker processes to begin with. Default: 2, within limits."),
     ] = None,
     minimum: Annotated[int, typer.Option("--min", min=1, help="`headrace scale` stays at or above this.")] = 1,
-    maximum: Annotated[
-        int,
-        typer.Option(
-            "--max",
-            min=0,
-            show_default=False,
-            help="... and at or below this. Default: twice the machine's cores, 8 at least.",
-        ),
-    ] = 0,
+    maximum: Annotated[int, typer.Option("--max", min=0, show_default=False, help=_MAXIMUM)] = 0,
     auto: Annotated[bool, typer.Option(help="More while trainers wait for data, fewer while workers idle.")] = False,
     name: Annotated[str, typer.Option(help="What `headrace status` and `scale` call it.")] = "",
     source: Annotated[
@@ -49,7 +48,7 @@ def workers(
     from pipeline.runtime_dir import default_endpoint
     from pipeline.sources import parse_source_argument
     from pipeline.transport import check_endpoint
-    from workers.pool import PoolConfig, run_pool
+    from workers.pool import PoolConfig
     from workers.pool_bounds import check_hang_s, pool_bounds, pool_name
 
     endpoint = connect or default_endpoint()
@@ -58,7 +57,6 @@ def workers(
     begin_with, least, most = pool_bounds(num, minimum, maximum)
     check_hang_s(hang_s)
     called = pool_name(name)
-    say = announce("workers", is_standing=lifeline is None)
     with private_directory(runtime_dir, lifeline, "w") as directory:
         config = PoolConfig(
             name=called,
@@ -73,9 +71,16 @@ def workers(
             hang_s=hang_s,
             directory=directory,
         )
-        mode = ", automatic" if auto else ""
-        say(f"pool {called} of {begin_with} ({least} to {most}{mode}), for the dispatcher at {endpoint}")
-        if not sources:
-            say("no --source NAME=DIR was given: these workers serve no job")
-        run_pool(config, lifeline_fd=lifeline, stop=stop, tell=say)
-        say("ended")
+        _run(config, lifeline, stop, announce("workers", is_standing=lifeline is None))
+
+
+def _run(config: PoolConfig, lifeline: int | None, stop: StopSignals, say: Callable[[str], None]) -> None:
+    from workers.pool import run_pool
+
+    mode = ", automatic" if config.automatic else ""
+    size = f"{config.num_workers} ({config.min_workers} to {config.max_workers}{mode})"
+    say(f"pool {config.name} of {size}, for the dispatcher at {config.connect}")
+    if not config.sources:
+        say("no --source NAME=DIR was given: these workers serve no job")
+    run_pool(config, lifeline_fd=lifeline, stop=stop, tell=say)
+    say("ended")
