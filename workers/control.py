@@ -12,10 +12,8 @@ import os
 import queue
 import signal
 import socket
-import sys
 import threading
 import time
-import traceback
 
 from pipeline.errors import ConfigError, RemoteProtocolError
 from pipeline.message import Location
@@ -37,6 +35,7 @@ from pipeline.messages import (
 )
 from pipeline.transport import Context, Poller, Waker
 from pipeline.wire import decode_message, encode_message
+from workers.talker import Talker
 from workers.worker_config import WorkerConfig
 
 BEAT_S = 1.0
@@ -44,7 +43,6 @@ DRAIN_S = 10.0
 """A leaving worker waits no longer than this for the dispatcher to confirm that its last slice arrived."""
 STALE_S = 60.0
 """After a restart of the dispatcher, a stream that it has not spoken of for this long has ended meanwhile."""
-EXIT_BROKEN = 1
 EXIT_REFUSED = 3
 
 Work = OpenStream | CloseStream | Lease | Probe
@@ -53,11 +51,11 @@ StreamId = tuple[str, int]
 log = logging.getLogger("headrace.worker")
 
 
-class Control(threading.Thread):
+class Control(Talker):
     """Hands work to the main thread through `inbox`, and says what that thread has done."""
 
     def __init__(self, config: WorkerConfig, context: Context, fingerprint: str) -> None:
-        super().__init__(name="control", daemon=True)
+        super().__init__("control")
         self.worker = config.name
         self.inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._pool = config.pool
@@ -114,16 +112,7 @@ class Control(threading.Thread):
         with self._lock:
             return any(held is lease for held in self._holding)
 
-    def run(self) -> None:
-        try:
-            self._talk()
-        except BaseException:
-            # Without this thread the worker would be deaf and dumb for ever; its pool reports the exit and replaces it.
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(EXIT_BROKEN)
-
-    def _talk(self) -> None:
+    def talk(self) -> None:
         poller = Poller()
         poller.add(self._dealer)
         poller.add(self._waker.read_fd)

@@ -8,12 +8,8 @@ A thread of its own: a fork server takes a second or more to start, and the pool
 from __future__ import annotations
 
 import logging
-import os
 import queue
-import sys
-import threading
 import time
-import traceback
 from collections.abc import Callable
 
 from pipeline.contact import Contact
@@ -23,23 +19,23 @@ from pipeline.service_messages import Condemned, PoolBeat, Resize
 from pipeline.transport import Context, Poller, Waker
 from pipeline.wire import decode_message, encode_message
 from workers.fork_server import ForkServerWatch
+from workers.talker import Talker
 
 BEAT_S = 1.0
 GOODBYE_S = 0.2
 """Waited at the end until the dispatcher, if there still is one, was told; sending takes a millisecond."""
-EXIT_BROKEN = 1
 
 log = logging.getLogger("headrace.pool")
 
 
-class Voice(threading.Thread):
+class Voice(Talker):
     """Talks with the dispatcher until `end`; `news` wakes the pool when the inbox has something."""
 
     def __init__(
         self, connect: str, pool: str, beat: Callable[[int], PoolBeat], tell: Callable[[str], None] = lambda text: None
     ) -> None:
         """`beat`: makes the beat of a number; `tell`: for the user's eyes. Both are called in this thread."""
-        super().__init__(name="voice", daemon=True)
+        super().__init__("voice")
         self.inbox: queue.SimpleQueue[Resize | Condemned] = queue.SimpleQueue()
         self.news = Waker()
         self.contact = Contact(connect)
@@ -69,16 +65,7 @@ class Voice(threading.Thread):
         self._waker.wake()
         self.join()
 
-    def run(self) -> None:
-        try:
-            self._talk()
-        except BaseException:
-            # A pool that is deaf and dumb would be replaced only after a long silence.
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(EXIT_BROKEN)
-
-    def _talk(self) -> None:
+    def talk(self) -> None:
         poller = Poller()
         poller.add(self._dealer)
         poller.add(self._waker.read_fd)
