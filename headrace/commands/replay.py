@@ -41,6 +41,8 @@ def replay(
         raise _refusal("--compare", "--out FILE.png beside it", "none", "add one: the comparison is a picture")
     if out is not None:
         _require_pillow()
+        if not out.absolute().parent.is_dir():
+            raise _refusal("--out", "a file in a folder that exists", str(out), f"mkdir -p {out.parent}")
     # Imported late: torch is not needed, but albumentations is, and takes a second.
     from headrace.past_run import look_up
     from headrace.remake import Remaker

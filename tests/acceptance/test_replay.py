@@ -188,3 +188,8 @@ def test_a_wrong_request_is_refused_with_its_place(
         command(**{"run": Path("run"), "samples": 4, **options, **paths})
     assert said in str(caught.value)
     assert not (home / "a.png").exists()
+
+
+def test_a_sheet_into_a_folder_that_is_not_there_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="mkdir -p"):
+        command(run=tmp_path, step=0, out=tmp_path / "no such folder" / "sheet.png")
