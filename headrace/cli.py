@@ -68,6 +68,7 @@ def _app() -> typer.Typer:
     from headrace.commands.health import health
     from headrace.commands.pipeline import pipeline
     from headrace.commands.replay import replay
+    from headrace.commands.report import report
     from headrace.commands.scale import scale
     from headrace.commands.status import status
     from headrace.commands.stop import stop
@@ -92,6 +93,7 @@ def _app() -> typer.Typer:
     app.command("digest")(digest)
     app.command("demo-data")(demo_data)
     app.command("replay")(replay)
+    app.command("report")(report)
     app.command("bench")(bench)
     app.command("pipeline")(pipeline)
     app.command("workers")(workers)

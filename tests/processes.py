@@ -129,7 +129,8 @@ def workers(pid: int) -> list[psutil.Process]:
 
 
 def write_job(folder: Path, **fields: Any) -> Path:
-    """A job file with these fields; JSON is YAML."""
+    """A job file with these fields; JSON is YAML. No page of the run is made, unless it is asked for."""
+    fields["health"] = {"report": False, **fields.get("health", {})}
     path = folder / "job.yaml"
     path.write_text(json.dumps(fields, indent=1))
     return path

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.axes import Axes
+from matplotlib.axes import Axes as Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 
 INK, FAINT, GRID = "#1d2733", "#66727f", "#dde3e8"
 BLUE, ORANGE, GREEN, RED, VIOLET, BROWN = "#0b6fb8", "#d9730d", "#2e8540", "#c0392b", "#7a4fb5", "#8c6239"
@@ -50,13 +51,40 @@ _SETTINGS: Any = {
 
 
 def new_figure(
-    width_in: float, height_in: float, *, num_rows: int = 1, num_columns: int = 1
+    width_in: float,
+    height_in: float,
+    *,
+    num_rows: int = 1,
+    num_columns: int = 1,
+    height_ratios: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """(figure, its axes row by row), in this project's look; axes of a column share their x."""
+    """(figure, its axes row by row), in this project's look; axes of a column share their x.
+
+    `height_ratios`: one number a row; None: all rows are equally high.
+    """
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(width_in, height_in), layout="constrained")
-        axes = figure.subplots(num_rows, num_columns, sharex="col", squeeze=False)
+        axes = figure.subplots(num_rows, num_columns, sharex="col", squeeze=False, height_ratios=height_ratios)
     return figure, [each for row in axes for each in row]
+
+
+def log_y(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, those between the decades too where few decades are seen."""
+    axes.set_yscale("log", nonpositive="clip")
+
+    def between(value: float, place: float) -> str:
+        low, high = axes.get_ylim()
+        if low <= 0.0 or high / low > 100.0:
+            return ""
+        return f"{value:g}" if f"{value:.0e}"[0] in ("25" if high / low > 10.0 else "2346") else ""
+
+    axes.yaxis.set_major_formatter(lambda value, place: f"{value:g}")
+    axes.yaxis.set_minor_formatter(between)
+
+
+def drawing() -> AbstractContextManager[None]:
+    """A context in which titles and legends, too, have this project's look: axes take it at creation, those later."""
+    return matplotlib.rc_context(_SETTINGS)
 
 
 def svg_of(figure: Figure, name: str) -> str:

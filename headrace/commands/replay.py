@@ -8,13 +8,12 @@ Never trains, never loads a checkpoint.
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from headrace.worker_conditions import run_as_workers_do
 from pipeline.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def replay(
     base: Annotated[Path, typer.Option(help="The folder that plug-in modules are looked for in.")] = Path(),
 ) -> None:
     """Remake the batch of a past step, verify its digest and show what was applied to each sample."""
-    _run_as_workers_do()
+    run_as_workers_do("replay")
     if compare is not None and out is None:
         raise _refusal("--compare", "--out FILE.png beside it", "none", "add one: the comparison is a picture")
     if out is not None:
@@ -83,20 +82,6 @@ def _print(past: PastStep, made: RemadeBatch, table: object) -> None:
     left = batch.stop - batch.start - len(made.samples)
     if left:
         print(f"and {left} more samples")
-
-
-def _run_as_workers_do() -> None:
-    """Starts this command again in the environment of a worker, unless it runs in that.
-
-    NumPy chooses its kernels while it is imported, which has happened long before this command is reached; with
-    others than a worker's, some transforms make other bytes, and a sound batch would be called changed.
-    """
-    from workers.environment import worker_environment
-
-    wanted = worker_environment()
-    is_this_command = sys.argv[1:2] == ["replay"]  # and not a test or a notebook that calls the function
-    if is_this_command and any(os.environ.get(name) != value for name, value in wanted.items()):
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **wanted})
 
 
 def _require_pillow() -> None:

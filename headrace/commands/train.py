@@ -23,7 +23,7 @@ from rich.table import Table
 from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_timeline
 from headrace.signals import OPERATOR, StopOnSignals, stopping_on_signals
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, Problem, Stopped
+from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
 from pipeline.job import initial_workers
 from trainer.stopping import StopNow, StopRequest
 
@@ -99,7 +99,10 @@ def _train_in_folder(
             return None
         try:
             signals.listen()
-            return _train(job, begun, connect, stop, signals, console)
+            summary = _train(job, begun, connect, stop, signals, console)
+            if job.config.health.report and not summary.stopped_by:
+                _write_report(folder.path, job.path.absolute().parent, console)
+            return summary
         except ConfigError:
             # Refused before its first step: the corrected command can use the same folder.
             folder.discard_if_unused()
@@ -149,6 +152,17 @@ def _train(
             text = f"{streams.num_bad_samples} bad samples were replaced by others; journal.jsonl names them"
             console.print(text, soft_wrap=True, highlight=False)
     return summary
+
+
+def _write_report(folder: Path, base: Path, console: Console) -> None:
+    """The trained model is safe already: a report that fails is told, and no more."""
+    from headrace.report_process import make_report
+
+    try:
+        text = f"report: {make_report(folder, base)}"
+    except RunFailed as error:
+        text = f"no report.html ({error}); headrace report {shlex.quote(str(folder))} tries again"
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
 def _require_sense(

@@ -31,7 +31,7 @@ from trainer.health.current import Current
 from trainer.health.detectors import HealthConfig
 from trainer.health.judge import Judge
 from trainer.health.measure import Activity, DeepProbe
-from trainer.health.overhead import Overhead, Pace
+from trainer.health.overhead import LEAST_DEEP_STEPS, Overhead, Pace
 from trainer.health.records import DeepStats, StepStats, Verdict, VerdictEvent
 from trainer.health.robust import from_state, to_state
 from trainer.health.trace import aligned, clip_sample, completed, whole_norm, worst_samples
@@ -78,6 +78,8 @@ class GradientHealth:
         self._probe: DeepProbe | None = None
         self._last_start: float | None = None
         self._must_look_deep = False
+        self._looked_step = -LEAST_DEEP_STEPS
+        """The last deep step that was out of turn: in a run gone wrong for good, each would be."""
         # Walking through 1,000 layers takes longer than their norms do, so it is done once.
         self._named = list(model.named_parameters())
         self._names = tuple(name for name, _ in self._named)
@@ -228,6 +230,7 @@ class GradientHealth:
             "judge": self._judge.to_dict(),
             "pace": to_state(self._pace),
             "next_step": self._next_step,
+            "looked_step": self._looked_step,
             "must_look_deep": self._must_look_deep or self._probe is not None,
             "activity": {
                 name: {"has_fired": activity.has_fired.cpu(), "num_observations": activity.num_observations}
@@ -247,7 +250,7 @@ class GradientHealth:
         if given.is_light_fixed:
             self._pace.light_every, self._pace.is_light_fixed = given.light_every, True
         self._next_step = state["next_step"]
-        self._must_look_deep = state["must_look_deep"]
+        self._must_look_deep, self._looked_step = state["must_look_deep"], state["looked_step"]
         device = self._named[0][1].device
         self._activity = {
             name: Activity(has_fired=one["has_fired"].to(device), num_observations=one["num_observations"])
@@ -267,7 +270,9 @@ class GradientHealth:
 
     def _attach(self, step: int) -> None:
         """Hooks for the step to come, if it is a deep one."""
-        if self._must_look_deep or self._pace.is_deep(step):
+        must_look = self._must_look_deep and step >= self._looked_step + LEAST_DEEP_STEPS
+        if must_look or self._pace.is_deep(step):
+            self._looked_step = step if must_look else self._looked_step
             self._must_look_deep = False
             window = int(self.config.limit("DEAD", "min_observations"))
             self._probe = DeepProbe(self._model, self._optimizer, self._activity, window)
