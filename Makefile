@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: install demo demo-data test test-long check bench clean
+.PHONY: install demo demo-data test test-long check bench calibrate clean
 
 install: $(INSTALLED) demo-data
 
@@ -22,7 +22,7 @@ demo: $(INSTALLED) demo-data
 
 # Most acceptance tests wait for clocks: three at a time keep two cores busy.
 test: install
-	$(BIN)/pytest -m 'not long' -n 3 --dist loadfile
+	$(BIN)/pytest -m 'not long' -n 3 --dist loadfile --no-loadscope-reorder
 
 test-long: install
 	$(BIN)/pytest -m 'long or not long'
@@ -34,6 +34,9 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/headrace bench configs/jobs/bench.yaml
+
+calibrate: $(INSTALLED) demo-data
+	$(BIN)/headrace calibrate configs/jobs/calibrate.yaml
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -84,6 +84,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "window",
         "early_rate",
         "early_overshoot",
+        "loss_share",
         "min_early",
         "idle_factor",
     ),

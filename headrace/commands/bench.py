@@ -1,6 +1,6 @@
-"""`headrace bench`: this pipeline, the raw limit and torch's DataLoader, interleaved in one run.
+"""`headrace bench`: this pipeline, the raw limit and torch's DataLoader, interleaved in one run; or gradient health.
 
-In:  a job file: its train chain, batch size and number of workers.
+In:  a job file: its train chain, batch size and number of workers; with `--health` none.
 Out: a table of results beside their targets, and maybe a JSON file with every window.
 Never fails because a target is missed: the numbers are there to be read.
 """
@@ -29,16 +29,29 @@ while one is measured the others rest with full buffers. Ratios are taken within
 
 
 def bench(
-    job: Annotated[Path, typer.Argument(help="The job file.", metavar="JOB.yaml")],
+    job: Annotated[Path | None, typer.Argument(help="The job file.", metavar="JOB.yaml")] = None,
     seconds: Annotated[float, typer.Option(min=0.1, help="Length of a window.")] = 8.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Windows for each contender.")] = 5,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Windows for each contender, 5; with --health rounds of 8 steps, 20.")
+    ] = None,
     ignore: Annotated[float, typer.Option(min=0.0, help="Seconds before a window that are not counted.")] = 2.0,
     workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; the job's number if not given.")] = None,
     own_images: Annotated[bool, typer.Option(help="Use the job's own source instead of 500x375 JPEGs.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write every window to this file.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field, as in slice_size=32.")] = None,
+    health: Annotated[
+        bool, typer.Option("--health", help="Measure what watching gradients costs instead; takes no job.")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help="With --health: torch threads.")] = 1,
 ) -> None:
-    """Measure samples/s against the raw limit of the chain and against torch's DataLoader."""
+    """Measure samples/s against the raw limit of the chain and against torch's DataLoader; or what health costs."""
+    if health:
+        from headrace.health_bench import bench_health
+
+        bench_health(num_rounds=rounds or 20, num_threads=threads, json_file=json, console=Console())
+        return
+    if job is None:
+        raise _no_job()
     from headrace.bench_run import measure_rounds, reseed_us, write_json
     from pipeline.config import load_job
     from pipeline.job import initial_workers
@@ -52,13 +65,26 @@ def bench(
     num_workers = workers or initial_workers(loaded.config)[0] or 1
     console.print(_describe(loaded, num_workers), soft_wrap=True, highlight=False)
     measured = measure_rounds(
-        job, overrides, num_workers, num_rounds=rounds, ignore_s=ignore, count_s=seconds, report=console.print
+        job, overrides, num_workers, num_rounds=rounds or 5, ignore_s=ignore, count_s=seconds, report=console.print
     )
     reseeding_us = reseed_us()
     _print(measured, reseeding_us, console)
     console.print(_HOW.format(ignore=ignore), soft_wrap=True, highlight=False)
     if json is not None:
         write_json(json, measured, reseeding_us)
+
+
+def _no_job() -> ConfigError:
+    return ConfigError(
+        Problem(
+            file="command line",
+            line=0,
+            path="JOB.yaml",
+            expected="a job file",
+            got="none",
+            way_out="headrace bench configs/jobs/bench.yaml; or --health, which takes none",
+        )
+    )
 
 
 def _instead_of_own_images(job: Job) -> str:

@@ -1,4 +1,4 @@
-"""Gradient health in a real run: a sample that makes the loss NaN is found, named, shown, and no checkpoint hides it."""
+"""Gradient health in a real run: a sample that makes the loss NaN is found, named and shown; no checkpoint hides it."""
 
 from __future__ import annotations
 

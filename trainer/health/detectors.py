@@ -109,7 +109,10 @@ DETECTORS: Mapping[str, Detector] = {
             "z": _at(4, "spreads", "llm.c takes 3 of a plain z-score; ours must never fire on a healthy run"),
             "spike_factor": _at(3, "times the level", "a tight level makes a z of 4 out of nothing"),
             "early_factor": _at(
-                3, "times the largest norm of the first steps", "a converged run jumps from 1e-4 to 1e-2 and is well"
+                10,
+                "times the largest norm of the first steps",
+                "Megatron-LM's own factor; a converged run jumps from 1e-4 to 1e-2 and is well, and where a plateau "
+                "ends single batches reach 3 to 5 times the beginning (own suite)",
             ),
             "num_early": _at(50, "steps", "what counts as the run's own beginning"),
             "growth": _at(2, "decades in 200 steps", "notes 1c"),
@@ -187,6 +190,9 @@ DETECTORS: Mapping[str, Detector] = {
             "window": _at(500, "steps", "notes 1c"),
             "early_rate": _at(0.9, "of the steps", "with fewer steps only this much counts"),
             "early_overshoot": _at(100, "times the threshold", "no healthy beginning is this far above"),
+            "loss_share": _at(
+                0.9, "of the first loss", "below it the run learns in spite of it: under Adam a constant factor cancels"
+            ),
             "min_early": _at(50, "steps", "see `early_rate`"),
             "idle_factor": _at(10, "times the 99th percentile", "a threshold this far above is not one"),
         },

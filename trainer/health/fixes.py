@@ -45,8 +45,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
     "UPDATE_RATIO": {
         "large": "multiply the learning rate by {lr_factor:.2g} (to {new_lr:.2g}): {layers} then move by 1e-3 of "
         "themselves a step",
-        "small": "multiply the learning rate by {lr_factor:.2g} (to {new_lr:.2g}), or look for what swallows the "
-        "gradient: {hint}",
+        "small": "{advice}",
     },
     "ADAM_FLOOR": {
         "": "set Adam's eps to {new_eps:.1g} (now {eps:.1g}), or multiply the loss by {loss_factor:.2g}: sqrt(v_hat) "
@@ -57,8 +56,8 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "training, lower the learning rate from {lr:.3g} to {lower_lr:.3g}; see that the input has mean 0, std 1"
     },
     "SATURATED": {
-        "": "{layers}: put a norm layer before {activation}, or shrink the initial weights by {shrink:.2g} "
-        "({init_advice}); normalise the input to mean 0, std 1; or use ReLU with kaiming_normal"
+        "": "{layers}: put a norm layer before {activation}, or {remedy}; "
+        "normalise the input to mean 0, std 1; or use ReLU with kaiming_normal"
     },
     "CLIP": {
         "aggressive": "set the clip threshold to {p90:.3g} (the 90th percentile of the norms before clipping; now "

@@ -21,15 +21,13 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.health.layers import RELUS, SATURATION, CallOrder, Layer, layer_weight
+from trainer.health.measure_weights import MAX_COLUMNS as MAX_COLUMNS  # others measure rows alike
+from trainer.health.measure_weights import adam_roots, row_spreads
 from trainer.health.records import DeepStats, InputStats, LayerStats, ParameterStats
 from trainer.norms import gradient_norms
 
 MAX_VALUES = 2**18
 MAX_ACTIVITY_VALUES = 2**20
-MAX_V_VALUES = 4096
-"""Of a parameter's exp_avg_sq, evenly spaced."""
-MAX_COLUMNS = 64
-"""Of a weight's rows, to see whether they are copies."""
 
 
 @dataclass(slots=True)
@@ -227,34 +225,12 @@ class DeepProbe:
             moved = torch._foreach_sub([one.detach() for _, one in self._moving], self._before)
             self.parcel.add_all("update:", [name for name, _ in self._moving], gradient_norms(list(moved)))
         self._before = []
-        for name, parameter in self._parameters:
-            if parameter.ndim >= 2 and len(parameter) > 1:
-                rows = parameter.detach().flatten(1)[:, :MAX_COLUMNS].float()
-                largest = rows.abs().amax().clamp_min(1e-38)
-                self.parcel.add(f"rows:{name}", (rows - rows[:1]).abs().amax() / largest)
-            root_v = self._root_v(parameter)
-            if root_v is not None:
-                self.parcel.add(f"root_v:{name}", root_v)
-
-    def _root_v(self, parameter: nn.Parameter) -> torch.Tensor | None:
-        """Geometric mean of sqrt(v_hat) over elements above zero: like the median of a log-normal, without a sort."""
-        state = self._optimizer.state.get(parameter, {})
-        second = state.get("exp_avg_sq")
-        if parameter.ndim < 2 or not isinstance(second, torch.Tensor) or second.is_sparse:
-            return None
-        flat = second.reshape(-1)
-        values = flat[:: max(1, flat.numel() // MAX_V_VALUES)].float()
-        is_positive = values > 0.0
-        logs = torch.where(is_positive, values.clamp_min(1e-45).log(), 0.0)
-        beta = float(self._groups[id(parameter)].get("betas", (0.9, 0.999))[1])
-        mean_log = 0.5 * logs.sum() / is_positive.sum().clamp_min(1)
-        step = state["step"]
-        if isinstance(step, torch.Tensor) and step.is_cuda:
-            # The step counter of a fused or capturable optimizer: reading it would wait, so it is used where it is.
-            mean_log = mean_log - 0.5 * torch.log1p(-(beta ** step.float()))
-        else:
-            mean_log = mean_log - 0.5 * math.log1p(-(beta ** float(step)))
-        return torch.where(is_positive.any(), mean_log.exp(), 0.0)
+        for prefix, measured in (
+            ("rows:", row_spreads(self._parameters)),
+            ("root_v:", adam_roots(self._parameters, self._optimizer, self._groups)),
+        ):
+            for names, values in measured:
+                self.parcel.add_all(prefix, names, values)
 
     def reader(self, step: int, scale: float | None, was_skipped: bool) -> Callable[[list[float]], DeepStats]:
         """How to read the parcel; everything it needs besides the numbers is on the host already."""

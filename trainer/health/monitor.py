@@ -280,7 +280,7 @@ class GradientHealth:
     def _has_bad_loss(self, current: Current, loss: torch.Tensor | float) -> bool:
         """False too while nobody knows, since the loss is on the device."""
         if isinstance(loss, torch.Tensor):
-            if loss.is_cuda:
+            if _is_away(loss):
                 return False
             current.stats = replace(current.stats, loss=loss.item())
         return not math.isfinite(current.stats.loss)
@@ -300,14 +300,14 @@ class GradientHealth:
             norms_P = gradient_norms(gradients) if gradients else None
             names_P = None
         current.names_P = names_P or tuple(name for name, one in self._named if one.grad is not None)
-        if isinstance(loss, torch.Tensor) and loss.is_cuda:
+        if isinstance(loss, torch.Tensor) and _is_away(loss):
             current.parcel.add("loss", loss.detach())
             if inputs is not None and inputs.is_floating_point():
                 # One sum of everything: not finite if any value is not (or if they overflow float32 together).
                 current.parcel.add("is_input_finite", torch.isfinite(inputs.detach().sum(dtype=torch.float32)))
         if norms_P is None:
             current.stats = replace(current.stats, grad_norm=0.0)
-        elif norms_P.is_cuda:
+        elif _is_away(norms_P):
             current.parcel.add_all("norm:", current.names_P, norms_P)
             current.stats = replace(current.stats, grad_norm=math.nan if grad_norm is None else grad_norm)
         else:
@@ -391,3 +391,8 @@ class GradientHealth:
                 is_plain=is_plain,
             )
         self._last_start = now
+
+
+def _is_away(values: torch.Tensor) -> bool:
+    """On a device that runs behind the host: reading a value would wait for it."""
+    return values.device.type != "cpu"

@@ -17,10 +17,12 @@ LIGHT_SHARE = 0.01
 """Of step time, for what every measured step costs. ModernBERT#108: up to 1 % is merged without debate."""
 DEEP_SHARE = 0.03
 MARGIN = 0.8
-"""Intervals are chosen for this part of the bounds: medians of a busy machine are off by a tenth and more."""
+"""Intervals are chosen for this part of the bounds: medians of a busy machine are off by a tenth and more, and what
+torch takes to call 1,000 hooks is not in own seconds (`headrace bench --health` compares both with the outside)."""
 LEAST_DEEP_STEPS = 20
 """A deep step more often than this would tell the same twice."""
 MOST_DEEP_STEPS = 1000
+MOST_LIGHT_STEPS = 100
 EARLY_STEPS = frozenset({0, 1, 2, 4, 8, 16, 32})
 """Deep whatever they cost: what is wrong at initialization should be said within seconds."""
 
@@ -35,6 +37,8 @@ class Overhead:
     """Median time from step to step, without deep ones."""
     light_s: float
     """Median own time in a step that is measured lightly."""
+    idle_s: float
+    """... in a step that is not measured at all: to know that it isn't."""
     deep_s: float
     """... and in a deep one, hooks included."""
     light_every: int
@@ -46,8 +50,9 @@ class Overhead:
 
     @property
     def light_share(self) -> float:
-        """In the long run, at these intervals."""
-        return self.light_s / self.light_every / self.step_s if self.step_s else 0.0
+        """In the long run, at these intervals: of measured steps and of those between them."""
+        own_s = (self.light_s + (self.light_every - 1) * self.idle_s) / self.light_every
+        return own_s / self.step_s if self.step_s else 0.0
 
     @property
     def deep_share(self) -> float:
@@ -77,6 +82,7 @@ class Pace:
     total_deep_s: float = 0.0
     step_s: Recent = field(default_factory=lambda: Recent(size=51))
     light_s: Recent = field(default_factory=lambda: Recent(size=51))
+    idle_s: Recent = field(default_factory=lambda: Recent(size=51))
     deep_s: Recent = field(default_factory=lambda: Recent(size=15))
 
     def is_deep(self, step: int) -> bool:
@@ -95,8 +101,7 @@ class Pace:
             self.deep_s.add(own_s)
         else:
             self.total_light_s += own_s
-            if is_light:
-                self.light_s.add(own_s)
+            (self.light_s if is_light else self.idle_s).add(own_s)
             if step_s is not None and is_plain:
                 self.step_s.add(step_s)
         # Rarely, so that a busy moment of the machine changes nothing; the early deep steps are over by the first.
@@ -111,7 +116,11 @@ class Pace:
             wanted = math.ceil(median(self.deep_s.values) / (MARGIN * DEEP_SHARE * step_s))
             self.deep_every = min(MOST_DEEP_STEPS, max(LEAST_DEEP_STEPS, wanted))
         if not self.is_light_fixed:
-            self.light_every = max(1, math.ceil(median(self.light_s.values) / (MARGIN * LIGHT_SHARE * step_s)))
+            # Steps between measured ones cost something too, which no interval saves.
+            idle_s = _median(self.idle_s)
+            bound_s = max(MARGIN * LIGHT_SHARE * step_s - idle_s, 1e-9)
+            wanted = math.ceil((median(self.light_s.values) - idle_s) / bound_s)
+            self.light_every = min(MOST_LIGHT_STEPS, max(1, wanted))
 
     def overhead(self) -> Overhead:
         total_s = self.total_s or math.inf
@@ -120,6 +129,7 @@ class Pace:
             num_deep_steps=self.num_deep_steps,
             step_s=_median(self.step_s),
             light_s=_median(self.light_s),
+            idle_s=_median(self.idle_s),
             deep_s=_median(self.deep_s),
             light_every=self.light_every,
             deep_every=self.deep_every,

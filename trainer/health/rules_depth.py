@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import HOPELESS, init_advice
@@ -65,7 +65,11 @@ def gradient_profile(stats: DeepStats, min_layers: float) -> Profile:
 
 @dataclass(slots=True)
 class Depth:
-    """The four detectors that read profiles; remembers nothing, the judge's windows do."""
+    """The four detectors that read profiles; what was seen before is in the judge's windows."""
+
+    first_gains: dict[str, float] = field(default_factory=dict)
+    """Detector -> the factor a layer that would have kept the signal at the run's first step. A fix of *initial*
+    weights goes by these: two steps of Adam make a collapse look milder than what was drawn."""
 
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if stats.was_skipped:
@@ -86,9 +90,9 @@ class Depth:
             yield self._vanish(backward, slopes, config)
             yield self._explode(backward, slopes, progress, config)
         if falling:
-            yield self._collapse(falling, slopes, config)
+            yield self._collapse(falling, slopes, config, stats.step)
         if steepest:
-            yield self._forward_explode(max(forward, key=lambda one: one.slope), slopes, config)
+            yield self._forward_explode(max(forward, key=lambda one: one.slope), slopes, config, stats.step)
 
     def _vanish(self, backward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
         # Down towards the input is up in the order of the forward pass.
@@ -124,19 +128,26 @@ class Depth:
             words={"factor": 10**-backward.slope, "init_advice": _advice(backward), "p90": progress.p90},
         )
 
-    def _collapse(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
+    def _collapse(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig, step: int) -> Finding:
         severity = _below(forward.slope, forward.change, "COLLAPSE_FWD", config)
-        return self._forward("COLLAPSE_FWD", forward, severity, slopes)
+        return self._forward("COLLAPSE_FWD", forward, severity, slopes, step)
 
-    def _forward_explode(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
+    def _forward_explode(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig, step: int) -> Finding:
         severity = None
         for name, wanted in (("warn", Severity.WARN), ("critical", Severity.CRITICAL)):
             is_steep = forward.slope > config.limit("EXPLODE_FWD", f"{name}_slope")
             if is_steep and forward.change > config.limit("EXPLODE_FWD", f"{name}_rise"):
                 severity = wanted
-        return self._forward("EXPLODE_FWD", forward, severity, slopes)
+        return self._forward("EXPLODE_FWD", forward, severity, slopes, step)
 
-    def _forward(self, name: str, forward: Profile, severity: Severity | None, slopes: dict[str, Number]) -> Finding:
+    def _forward(
+        self, name: str, forward: Profile, severity: Severity | None, slopes: dict[str, Number], step: int
+    ) -> Finding:
+        gain = 10**-forward.slope
+        if step == 0:
+            self.first_gains[name] = gain
+        # What came about later is not in the initial weights: then the present profile is the worse one.
+        gain = (min if name == "EXPLODE_FWD" else max)(gain, self.first_gains.get(name, gain))
         return Finding(
             id=name,
             severity=severity,
@@ -147,7 +158,7 @@ class Depth:
                 "last std": spelled(forward.layers[-1].sample_std),
                 "change": spelled(forward.change),
             },
-            words={"gain": 10**-forward.slope, "init_advice": _advice(forward), "layers": _range(forward)},
+            words={"gain": gain, "init_advice": _advice(forward), "layers": _range(forward)},
         )
 
 

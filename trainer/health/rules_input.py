@@ -91,10 +91,11 @@ class Input:
             id="INPUT",
             severity=Severity.WARN if is_bad else Severity.INFO if is_odd else None,
             evidence=evidence,
-            words={"advice": self._advice(mean, std, channel, config)},
+            words={"advice": self._advice(means, stds, channel, config)},
         )
 
-    def _advice(self, mean: float, std: float, channel: int, config: HealthConfig) -> str:
+    def _advice(self, means: list[float], stds: list[float], channel: int, config: HealthConfig) -> str:
+        mean, std = means[channel], stds[channel]
         low, high = self.minima[channel], self.maxima[channel]
         present = [name for name in config.transforms if name in NORMALIZERS]
         numbers = f"(measured in channel {channel}: mean {mean:.3g}, std {std:.3g})"
@@ -103,16 +104,27 @@ class Input:
             return f"the images hardly differ {numbers}: which transform{chain} blanks them?"
         if present:
             return (
-                f"{present[-1]} is in the chain, but with numbers of another data set {numbers}: shift its mean by "
-                f"{mean:.3g} of its std, and multiply its std by {std:.3g}"
+                f"{present[-1]} is in the chain, but with numbers of another data set {numbers}: add "
+                f"{_listed(means)} of its std to its mean, and multiply its std by {_listed(stds)}"
             )
         if low >= 0.0 and high > 2.0:
             top = 255 if high <= 255.0 else 65535
             return (
                 f"values from {low:.3g} to {high:.3g} look like raw {'uint8' if top == 255 else 'uint16'}: end the "
-                f"chain in Normalize(mean={mean / top:.3g}, std={std / top:.3g}, max_pixel_value={top}) {numbers}"
+                f"chain in Normalize(mean={_listed(means, top)}, std={_listed(stds, top)}, max_pixel_value={top}) "
+                f"{numbers}"
             )
-        return f"no normalisation seen: end the chain in Normalize(mean={mean:.3g}, std={std:.3g}) {numbers}"
+        # albumentations divides by max_pixel_value first, 255 unless it is told.
+        return (
+            f"no normalisation seen: end the chain in Normalize(mean={_listed(means)}, std={_listed(stds)}, "
+            f"max_pixel_value=1) {numbers}"
+        )
+
+
+def _listed(values: list[float], unit: float = 1.0) -> str:
+    """As Normalize takes it: one number for one channel, else one for each."""
+    each = [f"{value / unit:.3g}" for value in values]
+    return each[0] if len(each) == 1 else f"[{', '.join(each)}]"
 
 
 def _distance(mean: float, std: float) -> float:

@@ -17,22 +17,29 @@ from trainer.health.rules_step import Progress
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
+MOST_CLIPPED = 0.1
+"""Below it the clip threshold, not the learning rate, makes the update small: a habit of 1.0 leaves a third or more."""
 
 
 @dataclass(slots=True)
 class UpdateRatio:
-    """UPDATE_RATIO on matrices; what began at zero has no scale to compare with."""
+    """UPDATE_RATIO on matrices; what began at zero has no scale to compare with, nor have tokens and positions."""
 
     began_at_zero: dict[str, bool] = field(default_factory=dict)
 
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         # The scale of a weight before a norm layer cancels: a large update makes it longer, so the next is smaller.
         normalized = {layer.name for layer in stats.layers if layer.is_normalized}
+        containers = _containers(stats.parameters)
         ratios: dict[str, float] = {}
         for parameter in stats.parameters:
             if parameter.num_dims < 2 or parameter.is_embedding or math.isnan(parameter.weight_norm):
                 continue
-            self.began_at_zero.setdefault(parameter.name, parameter.weight_norm == 0.0)
+            if parameter.layer in containers and not parameter.name.endswith("weight"):
+                continue
+            # Measured after the update: a weight that is as long as its first step was zero before it.
+            began_at_zero = parameter.weight_norm == 0.0 or parameter.update_norm >= 0.999 * parameter.weight_norm
+            self.began_at_zero.setdefault(parameter.name, began_at_zero)
             if parameter.layer in normalized:
                 continue
             is_moving = parameter.is_trainable and parameter.is_in_optimizer and parameter.is_used
@@ -68,6 +75,14 @@ class UpdateRatio:
         return _ratio_finding("small", severity, tuple(under), worst, progress)
 
 
+def _containers(parameters: tuple[ParameterStats, ...]) -> set[str]:
+    """Modules with parameters of their own beside those of children: tokens, positions and scales stand there, which
+    are added or multiplied, not fed through, and begin at any scale; an attention's projections too, named so."""
+    owners = {one.layer for one in parameters}
+    above = {owner[:place] for owner in owners for place, letter in enumerate(owner) if letter == "."}
+    return above | ({""} if len(owners) > 1 else set())
+
+
 def _over(values: dict[str, float], limit: float) -> dict[str, float]:
     return {name: value for name, value in sorted(values.items(), key=lambda pair: -pair[1]) if value > limit}
 
@@ -76,6 +91,15 @@ def _ratio_finding(
     kind: str, severity: Severity | None, layers: tuple[str, ...], worst: float, progress: Progress
 ) -> Finding:
     factor = GOOD_RATIO / worst if worst > 0.0 else 1.0
+    is_clipped = kind == "small" and progress.clip_factor < MOST_CLIPPED
+    multiply = (
+        f"multiply the learning rate by {factor:.2g} (to {progress.lr * factor:.2g}), or look for what swallows the "
+        "gradient: a clip threshold, a loss scale, a rate of zero for this group, the depth profiles"
+    )
+    clip = (
+        f"clipping leaves {progress.clip_factor:.1g} of the gradient: set its threshold to {progress.p90:.3g} (the "
+        "90th percentile of late) before you touch the learning rate"
+    )
     return Finding(
         id="UPDATE_RATIO",
         kind=kind,
@@ -85,7 +109,7 @@ def _ratio_finding(
         words={
             "lr_factor": factor,
             "new_lr": progress.lr * factor,
-            "hint": "a clip threshold, a loss scale, a rate of zero for this group, the depth profiles",
+            "advice": clip if is_clipped else multiply,
         },
     )
 
@@ -178,10 +202,15 @@ def _is_dead_early(layer: LayerStats, config: HealthConfig) -> bool:
 class Saturated:
     """SATURATED: sigmoid and tanh by their derivative, not by their output."""
 
+    at_start: dict[str, float] = field(default_factory=dict)
+    """Layer -> its share when first seen: what was not there then, training has brought about."""
+
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         known = {layer.name: layer for layer in stats.layers if not math.isnan(layer.saturated)}
         if not known:
             return
+        for name, layer in known.items():
+            self.at_start.setdefault(name, layer.saturated)
         over = _over({name: layer.saturated for name, layer in known.items()}, config.limit("SATURATED", "warn"))
         worst: LayerStats = known[max(known, key=lambda name: known[name].saturated)]
         severity = None
@@ -192,13 +221,20 @@ class Saturated:
             id="SATURATED",
             severity=severity,
             layers=tuple(over),
-            evidence={"saturated": spelled(worst.saturated), "std": spelled(worst.std), "mean": spelled(worst.mean)},
-            words={
-                "activation": worst.activation,
-                "shrink": min(1.0, 1.0 / worst.std) if worst.std > 0.0 else 1.0,
-                "init_advice": init_advice("Tanh", worst.fan_in),
+            evidence={
+                "saturated": spelled(worst.saturated),
+                "at start": spelled(self.at_start[worst.name]),
+                "std": spelled(worst.std),
+                "mean": spelled(worst.mean),
             },
+            words={"activation": worst.activation, "remedy": self._remedy(worst, progress, config)},
         )
+
+    def _remedy(self, worst: LayerStats, progress: Progress, config: HealthConfig) -> str:
+        if self.at_start[worst.name] <= config.limit("SATURATED", "warn"):
+            return f"lower the learning rate from {progress.lr:.3g} to {progress.lr / 10:.3g}: the weights began well"
+        shrink = min(1.0, 1.0 / worst.std) if worst.std > 0.0 else 1.0
+        return f"shrink the initial weights by {shrink:.2g} ({init_advice('Tanh', worst.fan_in)})"
 
 
 @dataclass(slots=True)

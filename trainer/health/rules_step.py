@@ -19,6 +19,8 @@ from trainer.health.robust import Level, Recent, quantile
 
 SMALLEST = 1e-38
 """Stands for zero in logarithms; float32 has nothing normal below."""
+SAME_NORM = 0.01
+"""Norms this close are one threshold: a norm estimated from a sample of gradients is off by rounding only."""
 
 
 def log10(value: float) -> float:
@@ -36,6 +38,8 @@ class Progress:
     lr: float = 0.0
     norms: Recent = field(default_factory=lambda: Recent(size=200))
     """Finite global norms before clipping."""
+    clip_factor: float = 1.0
+    """What clipping left of the last finite norm that was measured on both sides."""
 
     def see_step(self, stats: StepStats) -> None:
         self.lr = stats.lr
@@ -46,6 +50,8 @@ class Progress:
             self.loss.add(stats.loss)
         if math.isfinite(stats.grad_norm):
             self.norms.add(stats.grad_norm)
+            if stats.clipped_norm is not None and stats.grad_norm > 0.0:
+                self.clip_factor = min(1.0, stats.clipped_norm / stats.grad_norm)
 
     def has_learned(self, share: float) -> bool:
         """The loss is below that share of the first one."""
@@ -200,6 +206,8 @@ class Clip:
     clipped: Recent = field(default_factory=lambda: Recent(size=500))
     bound: float | None = None
     """The last threshold known."""
+    after: Recent = field(default_factory=lambda: Recent(size=5))
+    """Norms after clipping of the last clipped steps, where nobody says what the threshold is."""
 
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if not math.isfinite(stats.grad_norm) or stats.was_skipped:
@@ -207,7 +215,7 @@ class Clip:
         if stats.clip_threshold is not None:
             self.bound = stats.clip_threshold
         elif stats.was_clipped and stats.clipped_norm:
-            self.bound = stats.clipped_norm  # nobody said, but a clipped norm is the threshold
+            self.bound = self._bound_of(stats.clipped_norm)
         elif stats.clipped_norm is None:
             return
         self.norms.add(stats.grad_norm)
@@ -225,7 +233,8 @@ class Clip:
         is_enough = count >= config.limit("CLIP", "min_steps")
         is_frequent = is_enough and rate > config.limit("CLIP", "warn_rate")
         is_early = rate > config.limit("CLIP", "early_rate") and overshoot > config.limit("CLIP", "early_overshoot")
-        is_aggressive = is_early or (is_frequent and overshoot > config.limit("CLIP", "warn_overshoot"))
+        is_harmful = not progress.has_learned(config.limit("CLIP", "loss_share"))
+        is_aggressive = is_early or (is_frequent and is_harmful and overshoot > config.limit("CLIP", "warn_overshoot"))
         evidence: dict[str, Number] = {
             "rate": spelled(rate),
             "median before": spelled(median(self.norms.values)),
@@ -245,6 +254,16 @@ class Clip:
         yield Finding(
             id="CLIP", kind="idle", severity=Severity.INFO if is_idle else None, evidence=evidence, words=words
         )
+
+    def _bound_of(self, clipped_norm: float) -> float | None:
+        """Nobody said, but a norm that is the same after each clipping is the threshold.
+
+        Where it differs, elements or units are bounded, each by itself, as by value or AGC: then every step may well
+        be clipped, and there is no threshold of the norm to judge.
+        """
+        self.after.add(clipped_norm)
+        is_same = max(self.after.values) <= (1 + SAME_NORM) * min(self.after.values)
+        return clipped_norm if is_same and len(self.after.values) == self.after.size else None
 
 
 @dataclass(slots=True)

@@ -34,8 +34,11 @@ class Outbox:
     def send(self, tensors: Sequence[torch.Tensor], read: Reader) -> None:
         """`read` gets all elements, one tensor after another, when they have arrived."""
         device = tensors[0].device
-        flat = [tensor.detach().reshape(-1).to(device, torch.float32, non_blocking=True) for tensor in tensors]
-        values = torch.cat(flat)
+        flat = [tensor.reshape(-1) for tensor in tensors]
+        if any(tensor.device != device for tensor in flat):
+            flat = [tensor.to(device, non_blocking=True) for tensor in flat]
+        # After joining them: one conversion, not one for each of the 9,000 numbers of 1,000 layers.
+        values = torch.cat(flat).detach().float()
         if device.type != "cuda":
             self._parcels.append(_Parcel(values=values, event=None, read=read))
             return

@@ -1,0 +1,137 @@
+"""Rules that calibration has mended: what they must tell apart, and the numbers that their fixes print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from tests.unit.test_health_judge import CONFIG, deep_stats, fed, step_stats
+from trainer.health.judge import Judge
+from trainer.health.records import DeepStats, InputStats, ParameterStats, Severity, StepStats, Verdict
+
+
+def verdicts(name: str, stats: Sequence[StepStats | DeepStats]) -> list[Verdict]:
+    judge = Judge(CONFIG)
+    fed(judge, list(stats))
+    return [one for one in judge.verdicts if one.id == name]
+
+
+def clipped_steps(norms_after: Sequence[float], *, loss: float = 2.3) -> list[StepStats | DeepStats]:
+    """Every step clipped from norm 8; nobody says what the threshold is."""
+    return [
+        step_stats(step, grad_norm=8.0, clipped_norm=norm, was_clipped=True, loss=2.3 if step == 0 else loss)
+        for step, norm in enumerate(norms_after)
+    ]
+
+
+def test_a_norm_that_is_the_same_after_clipping_is_a_threshold() -> None:
+    (verdict,) = verdicts("CLIP", clipped_steps([1.0] * 320))
+
+    assert verdict.severity is Severity.WARN
+    assert verdict.evidence["threshold"] == 1.0
+    assert "set the clip threshold to 8 " in verdict.fix
+
+
+def test_clipping_unit_by_unit_has_no_threshold_to_judge() -> None:
+    """AGC and clipping by value bound parts: each step may be clipped, and the norm afterwards is another each time."""
+    assert verdicts("CLIP", clipped_steps([0.8 + 0.1 * (step % 5) for step in range(320)])) == []
+
+
+def test_clipping_each_step_of_a_run_that_learns_is_news_only() -> None:
+    """Under Adam a constant factor cancels; a threshold a hundred times too low stays a warning."""
+    (mild,) = verdicts("CLIP", clipped_steps([1.0] * 320, loss=0.5))
+    (severe,) = verdicts("CLIP", clipped_steps([0.05] * 320, loss=0.5))
+
+    assert mild.severity is Severity.INFO
+    assert severe.severity is Severity.WARN
+
+
+def moved(name: str, layer: str, *, weight: float, update: float) -> ParameterStats:
+    return ParameterStats(
+        name=name, num_dims=3, numel=100, layer=layer, weight_norm=weight, update_norm=update, row_spread=1.0
+    )
+
+
+def small_net(step: int, *parameters: ParameterStats) -> DeepStats:
+    return replace(deep_stats(step), parameters=parameters)
+
+
+def test_a_token_of_a_container_has_no_scale_to_compare_its_update_with() -> None:
+    """Class tokens, positions and layer scales begin at zero or at any size; weights beside children are judged."""
+    child = moved("head.weight", "head", weight=1.0, update=1e-3)
+    token = moved("position", "", weight=0.5, update=0.05)
+    attention = moved("in_proj_weight", "", weight=0.5, update=0.05)
+
+    assert verdicts("UPDATE_RATIO", [small_net(10 * step, token, child) for step in range(6)]) == []
+    (found,) = verdicts("UPDATE_RATIO", [small_net(10 * step, attention, child) for step in range(6)])
+    assert found.layers == ("in_proj_weight",)
+
+
+def test_a_weight_as_long_as_its_first_update_began_at_zero() -> None:
+    """Norms are measured after the update, so a zero-initialised head has a length by then."""
+    first = small_net(0, moved("head.weight", "head", weight=0.032, update=0.032))
+    later = [small_net(10 * step, moved("head.weight", "head", weight=0.1, update=0.01)) for step in range(1, 7)]
+
+    assert verdicts("UPDATE_RATIO", [first, *later]) == []
+    assert verdicts("UPDATE_RATIO", later) != []
+
+
+def test_a_small_update_behind_a_tight_clip_is_blamed_on_the_clip() -> None:
+    def steps(clipped_norm: float) -> list[StepStats | DeepStats]:
+        weight = moved("a.weight", "a", weight=1.0, update=1e-7)
+        return [
+            one
+            for step in range(0, 60, 10)
+            for one in (
+                step_stats(step, grad_norm=2.0, clipped_norm=clipped_norm, clip_threshold=clipped_norm),
+                small_net(step, weight),
+            )
+        ]
+
+    (blamed,) = verdicts("UPDATE_RATIO", steps(1e-6))
+    (plain,) = verdicts("UPDATE_RATIO", steps(1.0))
+    assert "set its threshold to 2 " in blamed.fix
+    assert "multiply the learning rate" in plain.fix
+
+
+def test_initial_weights_are_mended_by_the_first_profile() -> None:
+    """Two steps of Adam lift a collapsed net; the factor for what was drawn is the first one."""
+    (verdict,) = verdicts("COLLAPSE_FWD", [deep_stats(0, slope=-0.9), *(deep_stats(s, slope=-0.6) for s in (1, 2))])
+
+    assert f"by {10**0.9:.3g} " in verdict.fix
+
+
+def test_a_collapse_that_came_later_is_mended_by_its_own_profile() -> None:
+    (verdict,) = verdicts("COLLAPSE_FWD", [deep_stats(0), *(deep_stats(step, slope=-0.6) for step in range(1, 9))])
+
+    assert f"by {10**0.6:.3g} " in verdict.fix
+
+
+def saturated(step: int, share: float) -> DeepStats:
+    stats = deep_stats(step)
+    layers = tuple(replace(layer, activation="Tanh", saturated=share, std=5.0) for layer in stats.layers)
+    return replace(stats, layers=layers)
+
+
+def test_saturation_is_blamed_on_what_brought_it_about() -> None:
+    (drawn,) = verdicts("SATURATED", [saturated(step, 0.8) for step in range(3)])
+    (grown,) = verdicts("SATURATED", [saturated(0, 0.1), *(saturated(step, 0.8) for step in range(1, 5))])
+
+    assert "shrink the initial weights by 0.2" in drawn.fix
+    assert "lower the learning rate" in grown.fix
+
+
+def test_normalize_is_printed_with_a_number_for_each_channel() -> None:
+    """As the chain takes it; several channels seldom share a mean."""
+    inputs = InputStats(
+        num_samples=300,
+        num_values=1000,
+        sums=(100_000.0, 50_000.0),
+        square_sums=(10_400_000.0, 2_900_000.0),
+        minima=(0.0, 0.0),
+        maxima=(255.0, 255.0),
+    )
+
+    (verdict,) = verdicts("INPUT", [replace(deep_stats(0), inputs=inputs)])
+
+    assert "Normalize(mean=[0.392, 0.196], std=[0.0784, 0.0784], max_pixel_value=255)" in verdict.fix
