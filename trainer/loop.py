@@ -34,6 +34,8 @@ from trainer.checkpoint import (
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.device import choose_device, prepare_torch
 from trainer.evaluation import evaluate
+from trainer.exporters import close_all, open_exporters
+from trainer.first_look import prepare
 from trainer.models import check_output
 from trainer.optimizers import build_optimizer
 from trainer.random_state import random_state_kept
@@ -86,6 +88,9 @@ class Streams(Protocol):
     def evaluate(self) -> Iterator[Batch]:
         """One pass over the held-out source; not called without an `eval` section."""
 
+    def look(self, num_batches: int) -> Iterator[Batch]:
+        """The run's first batches from a stream of their own, which ends with them."""
+
 
 def train(
     job: Job,
@@ -112,7 +117,7 @@ def train(
         training.writer.end()
         raise
     finally:
-        training.watch.end()
+        training.end()
 
 
 class _Training:
@@ -131,6 +136,9 @@ class _Training:
         factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
         self._model = self._model_record.build(factory).to(self._device)
         check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
+        first_look = prepare(
+            job, self._model, streams.look, resumed, num_classes=self._model_record.num_classes
+        )  # before the optimizer: LSUV scales weights
         self._optimizer = build_optimizer(config.optimizer, self._model)
         self.watch = open_watch(
             config, folder, self._model, self._optimizer, num_classes=self._model_record.num_classes, tell=tell
@@ -153,6 +161,8 @@ class _Training:
         """Steps done, and step of the last evaluation, as in the newest checkpoint."""
         if resumed is not None and resumed.checkpoint is not None:
             self._restore(resumed)
+        self._exporters = open_exporters(config.health, folder.path, self._record.num_steps_done, self.watch.verdicts)
+        self.watch.export_to(self._exporters)
         folder.append_event(
             "training_started",
             step=self._record.num_steps_done,
@@ -162,6 +172,10 @@ class _Training:
             source_fingerprints=dict(streams.fingerprints),
             classes=streams.train.classes,
         )
+        for action, fields in first_look.events():
+            folder.append_event(action, **fields)
+        for line in first_look.lines:
+            tell(line)
 
     def run(self, on_progress: Callable[[Progress], None]) -> Summary:
         """To the end of the last epoch, or until the stop is requested."""
@@ -174,6 +188,8 @@ class _Training:
                 result = self._stepper.step(batch, lr=lr)
                 record.add_step(batch, result)
                 self.watch.after_step(batch, result)
+                for exporter in self._exporters:
+                    exporter.step(batch, result, waited.waited_s)
                 on_progress(record.progress(waited.waited_s))
                 self.writer.check()
             if self._config.eval is not None and record.evaluated_step != record.num_steps_done:
@@ -186,6 +202,11 @@ class _Training:
         self.writer.wait()
         self._folder.append_event("training_ended", step=record.num_steps_done, checkpoint=self._last_checkpoint.name)
         return self._summary()
+
+    def end(self) -> None:
+        """Called once, however the run ends; raises nothing."""
+        self.watch.end()
+        close_all(self._exporters)
 
     def _before_step(self, batch: Batch) -> None:
         """What is done once in a while. Before a step, not after one: the batch tells that an epoch ended."""
@@ -207,6 +228,8 @@ class _Training:
         with random_state_kept():  # how often a run is judged must not change what it learns
             evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate()))
         self._schedule.observe(evaluation.loss)
+        for exporter in self._exporters:
+            exporter.evaluated(step, evaluation)
         return self._record.add_evaluation(step, evaluation, took_s=time.perf_counter() - started_s)
 
     def _checkpoint(self) -> None:

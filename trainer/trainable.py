@@ -54,15 +54,15 @@ def require_trainable(job: Job, spec: BatchSpec, classes: tuple[str, ...]) -> No
                 way_out="add one, or choose another schedule",
             )
         )
-    if job.config.model.init.law == "lsuv":
+    if job.config.model.init.law == "lsuv" and job.config.train.batch_size < 2:
         problems.append(
             Problem(
                 file=str(job.path),
                 line=0,
-                path="model.init.law",
-                expected="a law that looks at no images: a job cannot show any to LSUV yet",
-                got="lsuv",
-                way_out="take `auto`; or call trainer.lsuv.lsuv(model, images_NCHW) in a model factory of your own",
+                path="train.batch_size",
+                expected="at least 2 with `model.init: lsuv`, which measures deviations over a batch",
+                got=str(job.config.train.batch_size),
+                way_out="raise it, or take `init: auto`, which looks at no images",
             )
         )
     if problems:

@@ -1,7 +1,7 @@
 """The watch: gradient health of one run, from its steps to its files and the terminal.
 
 In:  the run's model and optimizer; each batch and what its step did.
-Out: journal events, layers.jsonl and health.json; lines for the user; whether a checkpoint may be called healthy.
+Out: journal events, layers.jsonl, health.json; lines for the user; exporters told; may a checkpoint be called healthy?
 Changes nothing of the training; judges nothing itself, `trainer/health/` does.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -23,10 +23,11 @@ from pipeline.job import JobConfig
 from pipeline.job_clip import ClipSection
 from pipeline.run_folder import RunFolder
 from trainer.batch import Batch
+from trainer.exporters import Exporter
 from trainer.health.detectors import HealthConfig
 from trainer.health.monitor import GradientHealth
 from trainer.health.observer import HealthObserver
-from trainer.health.records import Change, DeepStats, Severity, VerdictEvent
+from trainer.health.records import Change, DeepStats, Severity, Verdict, VerdictEvent
 from trainer.step import StepObserver, StepResult
 from trainer.watch_text import event_text, layers_record, line_text
 
@@ -52,6 +53,13 @@ class Watch(Protocol):
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Of this attempt and those before."""
+
+    def export_to(self, exporters: Sequence[Exporter]) -> None:
+        """Who is told of verdicts, layers and cost from now on."""
+
     def end(self) -> None:
         """The run ends; called once, also when it fails, so it raises nothing."""
 
@@ -84,6 +92,11 @@ class Unwatched:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return ()
+
+    def export_to(self, exporters: Sequence[Exporter]) -> None: ...
     def end(self) -> None: ...
 
 
@@ -123,6 +136,7 @@ class HealthWatch:
         self._num_steps_done = 0
         self._newest_healthy: int | None = None
         self._is_written = False
+        self._exporters: Sequence[Exporter] = ()
 
     def before_step(self, batch: Batch) -> None:
         """A verdict on the input names the transforms that made it."""
@@ -163,10 +177,17 @@ class HealthWatch:
         return {"health": self._health.state_dict(), "newest_healthy": self._newest_healthy}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The verdicts that follow are those of a run that was never interrupted; nothing for a state of `Unwatched`."""
+        """The verdicts that follow are those of a run never interrupted; nothing for a state of `Unwatched`."""
         if state:
             self._health.load_state_dict(state["health"], is_exact=True)
             self._newest_healthy = state["newest_healthy"]
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        return self._health.verdicts
+
+    def export_to(self, exporters: Sequence[Exporter]) -> None:
+        self._exporters = exporters
 
     def end(self) -> None:
         try:
@@ -183,6 +204,8 @@ class HealthWatch:
         verdict = event.verdict
         self._folder.append_event("verdict", step=event.step, change=event.change.value, verdict=verdict.to_dict())
         self._is_written = False
+        for exporter in self._exporters:
+            exporter.verdict(event)
         is_news = event.change is not Change.CONFIRMED
         if is_news and verdict.severity >= Severity.WARN and verdict.is_announced:
             self._tell(event_text(event))
@@ -190,10 +213,14 @@ class HealthWatch:
     def _measured_deep(self, deep: DeepStats) -> None:
         self._newest_deep = deep
         self._folder.append_layers(layers_record(deep))
+        for exporter in self._exporters:
+            exporter.layers(deep)
 
     def _write(self) -> None:
         self._is_written = True
         overhead = self._health.overhead
+        for exporter in self._exporters:
+            exporter.cost(overhead)
         self._folder.write_health(
             {
                 "version": HEALTH_VERSION,

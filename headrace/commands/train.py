@@ -7,6 +7,7 @@ Never trains by itself: `trainer.loop` does.
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import sys
 import time
@@ -22,6 +23,8 @@ from rich.table import Table
 
 from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_timeline
 from headrace.signals import OPERATOR, StopOnSignals, stopping_on_signals
+from headrace.try_fix import DEFAULT_STEPS, require_try_alone
+from headrace.try_fix import try_fix as try_fix_
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
 from pipeline.job import initial_workers
@@ -55,11 +58,24 @@ def train(
     timeline: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A new run with the swaps of an earlier one's timeline.jsonl.")
     ] = None,
+    try_fix: Annotated[
+        bool, typer.Option("--try-fix", help="Save nothing: the first steps, as they are and with what is recommended.")
+    ] = False,
+    try_steps: Annotated[
+        int | None, typer.Option(min=2, metavar="N", help="With --try-fix: how many steps; 30 if not given.")
+    ] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field, as in optimizer.lr=0.01.")] = None,
 ) -> None:
     """Train a job's model on augmented batches, and save it."""
+    _require_torch()
+    overrides = [*(set_ or []), *_workers_override(workers)]
+    saving = {"--run-dir": run_dir is not None, "--resume": resume, "--timeline": timeline is not None}
+    require_try_alone(try_fix, needing={"--try-steps": try_steps is not None}, without=saving)
+    if try_fix:
+        try_fix_(job, overrides, num_steps=try_steps or DEFAULT_STEPS, connect=connect, console=Console())
+        return
     _require_sense(resume, from_step, branch=branch, accept_changes=accept_changes, timeline=timeline)
-    loaded = load_job(job, [*(set_ or []), *_workers_override(workers)])
+    loaded = load_job(job, overrides)
     path = run_dir or Path("runs") / loaded.config.name
     console, stop = Console(), StopRequest()
     with stopping_on_signals(stop, loaded.config.checkpoint.grace_s) as signals:
@@ -123,13 +139,8 @@ def _train(
     job: Job, begun: Beginning, connect: str | None, stop: StopRequest, signals: StopOnSignals, console: Console
 ) -> Summary:
     # Imported here, so that no other command waits for torch (1.5 s) or needs it.
-    try:
-        from headrace.embedded import open_streams
-        from trainer.loop import train as train_job
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise _torch_is_missing() from error
+    from headrace.embedded import open_streams
+    from trainer.loop import train as train_job
 
     num_workers, automatic = initial_workers(job.config)
     folder = begun.folder
@@ -272,9 +283,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(f"  {load}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _torch_is_missing() -> ConfigError:
-    return ConfigError(
-        Problem(
+def _require_torch() -> None:
+    """Looked for, not imported: what is wrong with the job is said without waiting for it."""
+    if importlib.util.find_spec("torch") is None:
+        problem = Problem(
             file="headrace train",
             line=0,
             path="",
@@ -282,4 +294,4 @@ def _torch_is_missing() -> ConfigError:
             got="no module of that name",
             way_out="pip install 'headrace[trainer]'",
         )
-    )
+        raise ConfigError(problem)

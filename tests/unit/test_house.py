@@ -26,6 +26,8 @@ HOMES = {
     "torch": ["trainer/*.py"],
     "matplotlib": ["trainer/figures.py"],
     "jinja2": ["trainer/pages.py"],
+    "prometheus_client": ["trainer/export_prometheus.py"],
+    "tensorboard": ["trainer/export_tensorboard.py"],
 }
 """Library -> the files that may import it. albumentations' border modes are cv2's numbers."""
 MAX_LINES = 400

@@ -152,13 +152,6 @@ def test_images_that_are_float_on_the_wire_need_no_scale(tmp_path):
     assert run(make_job(tmp_path), MemoryStreams(spec=spec), tmp_path / "run").num_steps == 40
 
 
-def test_a_law_that_looks_at_images_is_refused_and_says_where_it_can_be_had(tmp_path):
-    """It would only draw its start, without a word."""
-    job = make_job(tmp_path, model={"kind": "cnn", "width": 4, "depth": 1, "init": "lsuv"})
-    with pytest.raises(ConfigError, match=r"model\.init\.law(.|\n)*trainer\.lsuv\.lsuv"):
-        run(job, MemoryStreams(), tmp_path / "run")
-
-
 def test_a_plateau_without_evaluations_is_refused(tmp_path):
     job = make_job(tmp_path, has_eval=False, schedule={"kind": "plateau"})
     with pytest.raises(ConfigError, match="an `eval` section"):

@@ -1,0 +1,75 @@
+"""What becomes of a job's bad samples: the policy of each of its streams, and where they are named.
+
+In:  a job, its run folder if it has one, what earlier attempts quarantined.
+Out: a `BadSamplePolicy` for a stream; how many bad samples were met.
+A look writes nothing: the train stream, which meets the same samples, decides about them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pipeline.config_job import Job
+from pipeline.messages import StreamSpec
+from pipeline.order import Order
+from pipeline.run_folder import RunFolder
+from pipeline.sources.protocol import Source
+from trainer.policy import BadSamplePolicy
+
+StreamName = Literal["train", "eval", "look"]
+"""Streams of one job; `look` shows the first train batches to what looks at data before training."""
+
+log = logging.getLogger("headrace.stream")
+
+
+class BadSamples:
+    """Every bad sample of `train` and `eval` is counted, and named where the job's records are."""
+
+    def __init__(self, job: Job, folder: RunFolder | None, quarantined: Mapping[str, Mapping[int, int]]) -> None:
+        """`quarantined`: stream -> position -> attempt to begin with, as on disk."""
+        self._job, self._folder = job, folder
+        self.num_met = 0
+        self.quarantined: dict[str, dict[int, int]] = {
+            name: dict(quarantined.get(name, {})) for name in ("train", "eval")
+        }
+        """All of it is on disk, if there is a run folder."""
+
+    def policy(self, name: StreamName, spec: StreamSpec, source: Source) -> BadSamplePolicy:
+        """The job's policy, for one incarnation of a stream."""
+        config = self._job.config
+        order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
+
+        def identify(position: int, attempt: int) -> tuple[int, str]:
+            (key,) = order.keys(position, position + 1)
+            index = order.substitute(key, attempt).sample_index if attempt else key.sample_index
+            return index, source.describe(index)
+
+        if name == "look":
+            return BadSamplePolicy(
+                config.on_bad_sample,
+                config.max_bad_fraction,
+                identify=identify,
+                quarantined=self.quarantined["train"],
+            )
+        return BadSamplePolicy(
+            config.on_bad_sample,
+            config.max_bad_fraction,
+            identify=identify,
+            quarantine=lambda entry: self._quarantine(name, entry),
+            journal=lambda entry: self._name(name, entry),
+            quarantined=self.quarantined[name],
+        )
+
+    def _quarantine(self, name: StreamName, entry: dict[str, Any]) -> None:
+        if self._folder is not None:
+            self._folder.append_quarantine({"stream": name, **entry})
+        self.quarantined[name][entry["position"]] = entry["lost_attempt"] + 1
+
+    def _name(self, name: StreamName, entry: dict[str, Any]) -> None:
+        self.num_met += 1
+        if self._folder is not None:
+            self._folder.append_event("bad_sample", stream=name, **entry)
+        else:  # without a run folder stderr is the only place to name it
+            log.warning("action=bad_sample stream=%s %s", name, " ".join(f"{k}={v}" for k, v in entry.items()))

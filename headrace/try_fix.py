@@ -1,0 +1,191 @@
+"""`headrace train --try-fix`: the job's first steps, as it is and with the recommended settings, side by side.
+
+In:  a job file and its overrides, how many steps.
+Out: a table on the terminal, and the options that make the job the better one.
+Trains nothing for real: no run folder, no checkpoint; the run that follows begins as if this had not been.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.config import load_job
+from pipeline.errors import ConfigError, Problem
+from pipeline.job import initial_workers
+
+if TYPE_CHECKING:
+    from headrace.embedded import Streams
+    from pipeline.config_job import Job
+    from trainer.lint_trial import Trial
+
+DEFAULT_STEPS = 30
+"""Enough for a loss to begin to fall, and for three looks at each layer; chosen."""
+SPIKY = 5.0
+"""A norm so many times the median is one that clipping is for."""
+
+
+def require_try_alone(is_tried: bool, needing: Mapping[str, object], without: Mapping[str, object]) -> None:
+    """ConfigError for options that mean nothing together: those that need --try-fix, and those that save a run."""
+    wrong = [(option, "--try-fix beside it", "none") for option, value in needing.items() if value and not is_tried]
+    wrong += [
+        (option, "a training that is saved", "--try-fix") for option, value in without.items() if value and is_tried
+    ]
+    problems = [
+        Problem(file="command line", line=0, path=option, expected=expected, got=got, way_out="leave one of them out")
+        if got != "none"
+        else Problem(file="command line", line=0, path=option, expected=expected, got=got, way_out="add --try-fix")
+        for option, expected, got in wrong
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: str | None, console: Console) -> None:
+    """Prints both trainings of the run's first `num_steps` batches, and how to have the second one.
+
+    ConfigError for a wrong job.
+    """
+    from headrace.embedded import open_streams
+    from trainer.trainable import require_trainable
+
+    job = load_job(path, overrides)
+    num_workers, automatic = initial_workers(job.config)
+    with open_streams(job, num_workers, connect=connect, automatic=automatic) as streams:
+        require_trainable(job, streams.train.spec, streams.train.classes)
+        if streams.train.num_steps == 0:
+            raise _no_batches(job)
+        _say(console, f"A: {num_steps} steps of the job as it is ...")
+        present = _run(job, streams, num_steps)
+        better = recommended(job, present)
+        if not better:
+            print_trials([present], console)
+            _say(console, "There is nothing to recommend: initial weights are `auto` already, and nothing was found.")
+            return
+        _say(console, f"B: the same {num_steps} batches with {', '.join(better)} ...")
+        other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
+    print_trials([present, other], console)
+    _say(console, *conclusion(present, other))
+    _say(console, "To train B:")
+    options = [part for one in (*overrides, *better) for part in ("--set", one)]
+    options += ["--connect", connect] if connect else []
+    _say(console, f"  {shlex.join(['headrace', 'train', str(path), *options])}")
+
+
+def recommended(job: Job, present: Trial) -> tuple[str, ...]:
+    """Overrides by what lint and the first steps have shown; empty if the job has all of it already.
+
+    Where nothing is wrong, `init: auto` is what to compare with.
+    """
+    overrides = list(present.lint.overrides)
+    model = job.config.model
+    if not overrides and model.init.law != "auto":
+        overrides.append("model.init=auto")
+    overrides = [one for one in overrides if one != "model.init=auto" or model.init.law != "auto"]
+    return (*overrides, *_clip(job, present, is_changed=bool(present.lint.overrides)))
+
+
+def _clip(job: Job, present: Trial, *, is_changed: bool) -> tuple[str, ...]:
+    """Clipping is for gradients that explode. Where the weights change, their norms do: `auto` then finds its bound."""
+    clip, norms = job.config.clip, sorted(present.norms)
+    if clip.kind == "auto" or clip.groups or not norms:
+        return ("clip.kind=auto",) if not norms and clip.kind == "none" else ()
+    names = {finding.id for finding in present.lint.warnings} | {verdict.id for verdict in present.verdicts}
+    median = norms[len(norms) // 2]
+    is_exploding = bool(names & {"EXPLODE", "EXPLODE_FWD", "NONFINITE"}) or norms[-1] > SPIKY * median > 0.0
+    if clip.kind == "none" and is_exploding:
+        return ("clip.kind=auto",) if is_changed else ("clip.kind=norm", f"clip.threshold={present.p90:.3g}")
+    is_throttled = present.num_clipped > 0.9 * len(present.results) and median > SPIKY * clip.threshold
+    if clip.kind == "norm" and is_throttled and not is_changed:
+        return (f"clip.threshold={present.p90:.3g}",)
+    return ()
+
+
+def print_trials(trials: Sequence[Trial], console: Console) -> None:
+    """A row a quantity, a column a training."""
+    steps = len(trials[0].results)
+    table = Table(title=f"The run's first {steps} steps; nothing was saved", title_justify="left")
+    table.add_column("")
+    for letter, _ in zip("AB", trials, strict=False):
+        table.add_column(letter, overflow="fold")
+    rows: list[tuple[str, Callable[[Trial], str]]] = [
+        ("settings", lambda one: one.settings),
+        ("forward, decades a layer", lambda one: _change(one.first.forward, one.last.forward)),
+        ("backward, towards the input", lambda one: _change(one.first.backward, one.last.backward)),
+        ("loss, first step", lambda one: _number(one.first_loss)),
+        ("loss, mean of the last 5", lambda one: _number(one.last_loss)),
+        ("gradient norm, first and last", lambda one: _norms(one)),
+        ("... its 90th percentile", lambda one: _number(one.p90)),
+        ("steps clipped, skipped", lambda one: f"{one.num_clipped}, {one.num_skipped}"),
+        ("update of a weight, in the last step", lambda one: _number(one.update_ratio)),
+        ("lint", lambda one: _titles([finding.title for finding in one.lint.warnings])),
+        ("verdicts", lambda one: _titles([f"{each.severity.name} {each.id}" for each in one.verdicts])),
+    ]
+    for name, value in rows:
+        table.add_row(name, *(value(one) for one in trials))
+    console.print(table)
+
+
+def conclusion(present: Trial, other: Trial) -> tuple[str, ...]:
+    """What the numbers say, in words; two losses within their noise are not told apart."""
+    lines = []
+    if present.lint.warnings:
+        lines.append(present.lint.text())
+    falls = {name: one.first_loss - one.last_loss for name, one in (("A", present), ("B", other))}
+    told = " and ".join(f"{name}'s by {fall:.3g}" for name, fall in falls.items() if math.isfinite(fall))
+    if told:
+        lines.append(f"In these steps the loss fell by: {told}.")
+    gone = {one.title for one in present.lint.warnings} - {one.title for one in other.lint.warnings}
+    if gone:
+        lines.append(f"With B's settings lint no longer finds: {', '.join(sorted(gone))}.")
+    if left := [one.title for one in other.lint.warnings]:
+        lines.append(f"B still has: {', '.join(left)}; no setting of model.init, model.activation or clip cures that.")
+    return tuple(lines)
+
+
+def _run(job: Job, streams: Streams, num_steps: int) -> Trial:
+    from trainer.lint_trial import run_trial
+
+    train = streams.train
+    return run_trial(
+        job,
+        streams.look(num_steps),
+        spec=train.spec,
+        num_classes=len(train.classes),
+        num_planned_steps=train.num_steps,
+    )
+
+
+def _no_batches(job: Job) -> ConfigError:
+    return ConfigError(
+        Problem(file=str(job.path), line=0, path="train", expected="at least one batch to try", got="none")
+    )
+
+
+def _say(console: Console, *lines: str) -> None:
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _change(first: float, last: float) -> str:
+    if not math.isfinite(first):
+        return "too few layers in a row"
+    return f"{first:+.2f} at first, {last:+.2f} at last" if math.isfinite(last) else f"{first:+.2f} at first"
+
+
+def _norms(one: Trial) -> str:
+    return f"{_number(one.results[0].grad_norm)}, {_number(one.results[-1].grad_norm)}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _titles(titles: Sequence[str]) -> str:
+    return "\n".join(dict.fromkeys(titles)) or "none"

@@ -1,0 +1,1 @@
+"""Real sockets and files of one process."""
