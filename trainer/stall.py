@@ -47,6 +47,8 @@ class StallWatch:
         self._blameless_until_s = 0.0
         self._told_s: float | None = None
         """When the user was told last in this stall."""
+        self._knew_nothing = False
+        """The dispatcher had not said yet what it has when the user was told: what it says then is news."""
         self._began_s = 0.0
         self._is_urgent = False
 
@@ -80,7 +82,9 @@ class StallWatch:
         is_silent = silent_s >= TOLD_AFTER_S
         # Of a silent dispatcher that is standing its own watch tells (`headrace/standing.py`).
         is_deserted = not self._policy.is_standing if is_silent else service is None or service.able_workers == 0
-        if is_deserted and stalled_s >= TOLD_AFTER_S and self._told_s is None:
+        is_news = self._told_s is None or (self._knew_nothing and service is not None)
+        if is_deserted and stalled_s >= TOLD_AFTER_S and is_news:
+            self._knew_nothing = service is None
             is_urgent = self._policy.is_standing or (service is not None and service.workers > service.able_workers)
             return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=is_urgent)
         return None

@@ -111,6 +111,16 @@ def test_of_a_standing_dispatcher_that_is_away_its_own_watch_tells_and_not_this_
     assert "no worker is connected" in told.text
 
 
+def test_what_a_dispatcher_says_after_the_first_note_is_news() -> None:
+    """Its first word of workers may come after the first note; then once and no more."""
+    watch = StallWatch(POLICY._replace(is_standing=True, timeout_s=300.0))
+    assert watch.look(5.0, **at(5.0, service=None)) is not None
+    told = watch.look(5.5, **at(5.5, service=service(workers=0)))
+    assert told is not None
+    assert "no worker is connected" in told.text
+    assert watch.look(6.0, **at(6.0, service=service(workers=0))) is None
+
+
 def test_a_silent_dispatcher_is_told_and_not_fatal_before_the_timeout() -> None:
     """It may be starting again."""
     watch = StallWatch(POLICY._replace(timeout_s=60.0))
