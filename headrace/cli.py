@@ -62,16 +62,19 @@ def _app() -> typer.Typer:
     import typer
 
     from headrace.commands.bench import bench
+    from headrace.commands.calibrate import calibrate
     from headrace.commands.check import check
     from headrace.commands.demo_data import demo_data
     from headrace.commands.digest import digest
     from headrace.commands.health import health
+    from headrace.commands.lr import lr
     from headrace.commands.pipeline import pipeline
     from headrace.commands.replay import replay
     from headrace.commands.report import report
     from headrace.commands.scale import scale
     from headrace.commands.status import status
     from headrace.commands.stop import stop
+    from headrace.commands.study import study
     from headrace.commands.swap import swap
     from headrace.commands.train import train
     from headrace.commands.workers import workers
@@ -94,7 +97,10 @@ def _app() -> typer.Typer:
     app.command("demo-data")(demo_data)
     app.command("replay")(replay)
     app.command("report")(report)
+    app.command("lr")(lr)
     app.command("bench")(bench)
+    app.command("study")(study)
+    app.command("calibrate")(calibrate)
     app.command("pipeline")(pipeline)
     app.command("workers")(workers)
     return app
