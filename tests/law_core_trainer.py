@@ -22,7 +22,7 @@ from trainer.notes import Notes
 from trainer.placing import Placing
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import RawBatch, ReceiverState
-from trainer.receiver import BEAT_S, NEWS_EVERY_S, REGISTER_EVERY_S
+from trainer.receiver import BEAT_S, NEWS_EVERY_S, REGISTER_EVERY_S, URGENT_NEWS_EVERY_S
 from trainer.swapping import Outcome, Swapping, Wish
 
 STREAM = "run/train"
@@ -121,7 +121,9 @@ class CoreTrainer:
             is_urgent = self.conversation.hear(notice) or is_urgent
         self.disk.fingerprint = self.conversation.fingerprint
         if is_urgent or (has_news and self.conversation.is_registered):
-            self._next_beat_s = min(self._next_beat_s, self._spoke_s + NEWS_EVERY_S)
+            is_urgent = is_urgent or self.conversation.is_window_behind
+            news_every_s = URGENT_NEWS_EVERY_S if is_urgent else NEWS_EVERY_S
+            self._next_beat_s = min(self._next_beat_s, self._spoke_s + news_every_s)
         if now_s >= self._next_beat_s:
             self.conversation.speak()
             self._spoke_s = now_s

@@ -90,6 +90,7 @@ class Conversation:
         self._on_stop = on_stop
         self._samples_per_s = samples_per_s
         self._beat_number = 0
+        self._told_head_step = 0
         self._asked: dict[str, None] = {}
         """Operations of operators, which are answered; edits of files are not."""
 
@@ -97,7 +98,7 @@ class Conversation:
         """Say what has arrived and ask what has to be known; everything, to a dispatcher that knows nothing of it."""
         self._beat_number += 1
         with self._lock:
-            head_step = self._reassembly.head_step
+            head_step = self._told_head_step = self._reassembly.head_step
             self._reassembly.window = self._course.window(head_step)
             arrived, window = self._reassembly.arrived(), self._reassembly.window
         quarantined = self._policy.quarantined_from(self._course.timeline.start_of(head_step))
@@ -120,6 +121,11 @@ class Conversation:
         unprobed = self._course.unprobed(head_step)
         asked = unprobed or ((self._swapping.probing,) if self._swapping.probing else ())
         self.outbox += [AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=recipe) for recipe in asked]
+
+    @property
+    def is_window_behind(self) -> bool:
+        """True if a quarter of the window is free without the dispatcher's knowledge."""
+        return 4 * (self._reassembly.head_step - self._told_head_step) >= self._reassembly.window
 
     def hear(self, frame: bytes) -> bool:
         """Take a notice; True if the dispatcher should hear from us at once. Raises what ends the stream."""

@@ -31,8 +31,10 @@ from trainer.stall import StallPolicy, StallWatch
 from trainer.swapping import Outcome, Swapping, Wish
 
 BEAT_S = 1.0
-NEWS_EVERY_S = 0.02
-"""Seconds between beats at least, however much arrives: a beat is cumulative, and the window is far longer."""
+NEWS_EVERY_S = 0.1
+"""Seconds between beats while slices arrive: a beat is cumulative, and workers are given work without it."""
+URGENT_NEWS_EVERY_S = 0.02
+"""... where somebody waits for an answer, or for room in the window."""
 REGISTER_EVERY_S = 0.5
 """How often an unanswered registration is sent again."""
 REPORT_EVERY_S = 1.0
@@ -229,7 +231,8 @@ class Receiver(threading.Thread):
                 is_urgent = self._conversation.hear(frame) or is_urgent
             # Unanswered registrations are not hurried by what arrives: nobody may be there to hear them.
             if is_urgent or (has_news and self._conversation.is_registered):
-                next_beat_s = min(next_beat_s, spoke_s + NEWS_EVERY_S)
+                is_urgent = is_urgent or self._conversation.is_window_behind
+                next_beat_s = min(next_beat_s, spoke_s + (URGENT_NEWS_EVERY_S if is_urgent else NEWS_EVERY_S))
         self._send()  # an operator may have been promised what ends the stream
         self._dealer.send(encode_message(self._goodbye))
         time.sleep(0.02)  # LINGER is 0: let the goodbye out; if it is lost, the dispatcher's ttl ends the stream
