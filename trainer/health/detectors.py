@@ -38,12 +38,12 @@ class Detector:
     """Hits in the window that open a verdict, and at least half of the samples seen."""
     confirm_hits: int = 6
     clear_after: int = 3
+    """Samples without a hit, one after another, that resolve it."""
     min_span: int = 0
     """Steps from the first hit in the window to the one that opens: early deep samples follow each other closely.
     CRITICAL doesn't wait."""
     slow_kinds: tuple[str, ...] = ()
     """Kinds that need 3 hits where others of the detector need one."""
-    """Samples without a hit, one after another, that resolve it."""
 
 
 def _at(value: float, unit: str, reason: str) -> Threshold:

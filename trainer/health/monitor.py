@@ -121,7 +121,6 @@ class GradientHealth:
         names_P: tuple[str, ...] | None = None,
         clip_threshold: float | None = None,
         sample_losses: SampleLosses | None = None,
-        culprit: str = "",
         step: int | None = None,
     ) -> list[VerdictEvent]:
         """Call it after backward and unscale, before clipping; returns what changed since the last call.
@@ -144,7 +143,6 @@ class GradientHealth:
             grad_norm=math.nan,
             clip_threshold=clip_threshold,
             scaler_scale=scale,
-            culprit=culprit,
             optimizer_entries=len(self._optimizer.state),
         )
         is_light = probe is not None or self._pace.is_light(number)

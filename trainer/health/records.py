@@ -65,8 +65,6 @@ class StepStats:
     """The loss scale of fp16 training."""
     is_input_finite: bool | None = None
     """None: not looked at (the step was finite)."""
-    culprit: str = ""
-    """What was found to be the cause of a non-finite step, where somebody looked; empty: the rule infers it."""
     bad_weights: tuple[str, ...] = ()
     """Parameters whose values are not finite; looked for only in a non-finite step."""
     optimizer_entries: int = 0

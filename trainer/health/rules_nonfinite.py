@@ -79,8 +79,6 @@ class NonFinite:
 
 def _culprit(stats: StepStats) -> tuple[str, tuple[str, ...], str]:
     """(what, where, what to do), the earliest cause that was seen."""
-    if stats.culprit:
-        return stats.culprit, stats.bad_weights[:3], "Look at it first; every later number follows from it"
     if stats.is_input_finite is False:
         return "the input batch", (), "Look at the samples with a NaN loss and at the transforms that made them"
     if stats.bad_weights:
