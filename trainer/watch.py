@@ -174,13 +174,18 @@ class HealthWatch:
 
     def state_dict(self) -> dict[str, Any]:
         self._flush()  # told now: from the state on they are old news
-        return {"health": self._health.state_dict(), "newest_healthy": self._newest_healthy}
+        return {
+            "health": self._health.state_dict(),
+            "newest_healthy": self._newest_healthy,
+            "num_steps_done": self._num_steps_done,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The verdicts that follow are those of a run never interrupted; nothing for a state of `Unwatched`."""
         if state:
             self._health.load_state_dict(state["health"], is_exact=True)
             self._newest_healthy = state["newest_healthy"]
+            self._num_steps_done = state.get("num_steps_done", 0)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:

@@ -1,0 +1,81 @@
+"""The watch of a whole run, on streams held in memory: what its files and checkpoints say of its gradients."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.config_job import Job
+from pipeline.run_folder import RunFolder
+from tests.memory_streams import MemoryStreams, make_job, run
+from trainer import loop
+from trainer.watch import open_watch
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
+def a_job(folder: Path, *, health: dict[str, Any] | None = None, **fields: Any) -> Job:
+    plain = {"model": {"kind": "mlp", "width": 8, "depth": 1}, "torch_threads": 1, "has_eval": False}
+    return make_job(folder, **{**plain, "health": {"lint": False, **(health or {})}, **fields})
+
+
+def health_of(run_dir: Path) -> dict[str, Any]:
+    health: dict[str, Any] = json.loads((run_dir / "health.json").read_text())
+    return health
+
+
+class Closes:
+    """An exporter that remembers that it was closed."""
+
+    def __init__(self) -> None:
+        self.is_closed = False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args: None
+
+
+def test_what_fails_between_the_exporters_opening_and_the_first_step_closes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Law 9: a full disk at the first event would leave a port and its thread."""
+    exporter = Closes()
+    monkeypatch.setattr(loop, "open_exporters", lambda *args: [exporter])
+
+    def full(self: RunFolder, action: str, **fields: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(RunFolder, "append_event", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(a_job(tmp_path), MemoryStreams(), tmp_path / "run")
+
+    assert exporter.is_closed
+
+
+def test_a_run_that_goes_on_knows_its_step_before_its_first_one(tmp_path: Path) -> None:
+    """health.json is written at the end too, and of an attempt without a step it would say step 0."""
+    job, model = a_job(tmp_path), nn.Linear(2, 2)
+    run(job, MemoryStreams(), tmp_path / "run")
+    state = torch.load(tmp_path / "run/checkpoints/step-00000040/train.pt", weights_only=True)["states"]["watch"]
+    with RunFolder.resume(tmp_path / "run") as folder:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        watch = open_watch(job.config, folder, model, optimizer, num_classes=3, tell=lambda text: None)
+        watch.load_state_dict(state)
+        watch.end()
+
+    assert 40 == health_of(tmp_path / "run")["step"]
