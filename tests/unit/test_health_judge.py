@@ -337,3 +337,68 @@ def test_a_verdict_goes_to_json_and_back() -> None:
     verdict = judge.verdicts[0]
 
     assert verdict == Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories())
+def test_a_step_that_is_noted_leaves_what_one_that_is_seen_leaves(history: list[StepStats | DeepStats]) -> None:
+    """So it doesn't matter to verdicts in which steps parameters are measured: only what is cheap was left out."""
+    whole, noted = Judge(CONFIG), Judge(CONFIG)
+    for stats in history:
+        if isinstance(stats, DeepStats):
+            assert repr(whole.see(stats)) == repr(noted.see(stats))
+            continue
+        plain = replace(stats, parameters=(), parameter_norms=())
+        is_suspicious = math.isfinite(plain.grad_norm) and noted.is_suspicious(plain.grad_norm)
+        events = None if is_suspicious else noted.note(plain)
+        assert repr(whole.see(plain)) == repr(noted.see(plain) if events is None else events)
+
+    assert whole.to_dict() == noted.to_dict()
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_fifty_finite_steps_resolve_a_bad_one_however_few_of_them_are_measured(every: int) -> None:
+    """The table says steps: by samples it would be a thousand of them."""
+    judge = Judge(CONFIG)
+    judge.see(step_stats(0, loss=math.nan))
+    fed(judge, [step_stats(step) for step in range(every, 200, every)])
+
+    resolved_at = one_verdict(judge, "NONFINITE").resolved_at
+    assert resolved_at == 50 + -50 % every
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_rates_and_growth_are_over_steps_however_few_of_them_are_measured(every: int) -> None:
+    """300 steps of clipping each, and two decades within 200 steps: by samples these would be thousands of steps."""
+    judge = Judge(CONFIG)
+    steps = range(0, 700, every)
+    fed(judge, [step_stats(step, grad_norm=8.0, clip_threshold=1.0, was_clipped=True) for step in steps])
+    clip = one_verdict(judge, "CLIP")
+    growing = Judge(CONFIG)
+    fed(growing, [step_stats(step, grad_norm=10 ** (max(0, step - 300) / 60)) for step in steps])
+    growth = next(one for one in growing.verdicts if one.kind == "growth")
+
+    assert 299 <= clip.first_step < 299 + 2 * 50
+    assert 400 < growth.first_step < 520
+
+
+def test_the_first_steps_after_a_resume_are_counted_by_their_numbers() -> None:
+    judge = Judge(CONFIG)
+    fed(judge, [step_stats(step, optimizer_entries=2) for step in range(40)])
+    judge.resumed()
+    fed(judge, [step_stats(step, optimizer_entries=0) for step in (40, 50)])
+    assert judge.is_after_resume
+    judge.see(step_stats(60, optimizer_entries=2))
+    assert not judge.is_after_resume
+    fed(judge, [step_stats(step, optimizer_entries=2) for step in range(70, 150, 10)])
+
+    assert 140 == one_verdict(judge, "RESUME").resolved_at
+
+
+def test_a_verdict_on_depth_is_resolved_by_three_deep_samples() -> None:
+    """They come every fiftieth step: one of them is no proof, and twenty would take a thousand steps."""
+    judge = Judge(CONFIG)
+    fed(judge, [deep_stats(step, delta_slope=0.5) for step in (0, 1, 2)])
+    fed(judge, [deep_stats(step) for step in (50, 100, 150)])
+
+    assert 150 == next(one for one in judge.verdicts if one.kind == "depth").resolved_at

@@ -315,6 +315,38 @@ def test_the_observer_measures_what_the_loop_alone_measures(seen: list[StepStats
     assert [1003] == [int(one["id"]) for one in critical[0].traces[0]["worst_samples"] if one["loss"] == "nan"]
 
 
+def stepped(health: GradientHealth, stepper: Stepper, steps: range, spoiled: dict[int, float]) -> list[VerdictEvent]:
+    """Steps through the observer; the images of some are multiplied by what spoils them."""
+    told: list[VerdictEvent] = []
+    stepper.observer = HealthObserver(health, told.append, clip_threshold=1.0)
+    for step in steps:
+        images, labels = data(step)
+        stepper.step(a_batch(step, images * spoiled.get(step, 1.0), labels), lr=0.01)
+    return told + health.flush()
+
+
+@pytest.mark.parametrize("light_every", [1, 20])
+def test_what_is_said_of_steps_does_not_depend_on_how_many_are_measured(light_every: int) -> None:
+    """A spike and a NaN between two measured steps: both are seen and traced, and resolved after as many steps."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    health = GradientHealth(model, optimizer, every_steps=10**6, light_every_steps=light_every, is_told=True)
+    stepper = Stepper(model, optimizer, clip=ClipSection(kind="norm", threshold=1.0))
+    told = stepped(health, stepper, range(240), {85: 300.0, 147: math.nan})
+
+    changes = [(event.step, event.verdict.id, event.change.value) for event in told]
+    assert changes == [
+        (85, "EXPLODE", "opened"),
+        (105, "EXPLODE", "resolved"),
+        (147, "NONFINITE", "opened"),
+        (197, "NONFINITE", "resolved"),
+    ]
+    spike = health.verdicts[0]
+    assert (85, 32 * 85) == (spike.traces[0]["step"], spike.traces[0]["batch"]["start"])
+    assert 5 == len(spike.traces[0]["worst_samples"])
+    assert "not measured" not in spike.fix
+
+
 def a_batch(step: int, images: torch.Tensor, labels: torch.Tensor) -> Batch:
     return Batch(
         step=step,

@@ -8,24 +8,51 @@ No torch, no clock: the same inputs give the same events, also when its state wa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.health.detectors import DETECTORS, Detector, HealthConfig
 from trainer.health.fixes import fix_text
-from trainer.health.records import Change, DeepStats, Finding, Life, Severity, StepStats, Verdict, VerdictEvent
+from trainer.health.records import (
+    Change,
+    DeepStats,
+    Finding,
+    Life,
+    Severity,
+    StepNumbers,
+    StepStats,
+    Verdict,
+    VerdictEvent,
+)
 from trainer.health.robust import from_state, to_state
+from trainer.health.rules_clip import Clip
 from trainer.health.rules_depth import Depth
 from trainer.health.rules_input import Input
 from trainer.health.rules_layer import AdamFloor, Dead, Fp16Range, Frozen, Saturated, Symmetry, UpdateRatio
 from trainer.health.rules_nonfinite import NonFinite
-from trainer.health.rules_step import Clip, Explode, FirstLoss, Progress, Resume
+from trainer.health.rules_step import Explode, FirstLoss, Progress, Resume
 
 NUM_TRACES = 5
 """Bad steps whose batches a verdict keeps; a run gone wrong has thousands, and the first ones tell."""
 SURE_AT_ONCE = ("NONFINITE", "SYMMETRY", "FROZEN")
 """Facts, not estimates: confidence 1."""
+SLOW = 3
+"""Samples that open, and resolve, a verdict of a slow kind."""
+STEP_TRACKS = frozenset(
+    (
+        "NONFINITE/",
+        "NONFINITE/amp",
+        "EXPLODE/spike",
+        "EXPLODE/growth",
+        "RESUME/optimizer state",
+        "RESUME/jump",
+        "LOSS0/",
+    )
+)
+"""What each step speaks for or against; CLIP speaks by itself, and seldom."""
 STATE_VERSION = 1
 
 
@@ -50,13 +77,27 @@ class Rules:
     input: Input = field(default_factory=Input)
 
     def see_step(self, stats: StepStats, config: HealthConfig) -> Iterator[Finding]:
-        self.progress.see_step(stats)
+        self.progress.remember(stats)
         yield from self.nonfinite.see_step(stats, self.progress, config)
         yield from self.explode.see_step(stats, self.progress, config)
         yield from self.clip.see_step(stats, self.progress, config)
         yield from self.resume.see_step(stats, self.progress, config)
         yield from self.first_loss.see_step(stats, self.progress, config)
         yield from self.frozen.see_step(stats, self.progress, config)
+
+    def is_unremarkable(self, stats: StepNumbers, config: HealthConfig) -> bool:
+        """Nothing but CLIP would have anything to say of this step, which is not suspicious."""
+        if stats.was_skipped or not (math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)):
+            return False
+        return self.resume.steps_since is None and (self.first_loss.is_done or config.num_classes < 2)
+
+    def note(self, stats: StepNumbers, config: HealthConfig) -> Iterator[Finding]:
+        """An unremarkable step: leaves all rules as `see_step` would."""
+        self.progress.remember(stats)
+        self.nonfinite.num_in_a_row = 0
+        self.explode.remember(stats, config)
+        yield from self.clip.see_step(stats, self.progress, config)
+        self.resume.remember(stats)
 
     def see_deep(self, stats: DeepStats, config: HealthConfig) -> Iterator[Finding]:
         yield from self.nonfinite.see_deep(stats, self.progress, config)
@@ -105,23 +146,40 @@ class Judge:
 
     def is_suspicious(self, grad_norm: float) -> bool:
         """This finite norm would open or prolong an EXPLODE verdict; remembers nothing."""
-        return self._rules.explode.excess(grad_norm, self.config)[1]
+        return self._rules.explode.is_suspicious(grad_norm, self.config)
+
+    @property
+    def is_after_resume(self) -> bool:
+        """RESUME looks at each of the next steps."""
+        return self._rules.resume.steps_since is not None
 
     def see(self, stats: StepStats | DeepStats) -> list[VerdictEvent]:
         """What this sample changes."""
         rules = self._rules
-        findings = (
-            rules.see_step(stats, self.config) if isinstance(stats, StepStats) else rules.see_deep(stats, self.config)
-        )
-        events: list[VerdictEvent] = []
-        for finding in findings:
-            if finding.id not in self.config.off:
-                events += self._follow(finding, stats.step)
-        return events
+        if isinstance(stats, StepStats):
+            return self._followed(rules.see_step(stats, self.config), stats.step)
+        return self._followed(rules.see_deep(stats, self.config), stats.step)
+
+    def note(self, stats: StepNumbers) -> list[VerdictEvent] | None:
+        """As `see`, but cheap, for a step without measured parameters that is not suspicious.
+
+        None, and nothing is remembered: there may be something to say of it all the same, so it has to be seen.
+        """
+        is_in_question = not self._tracks.keys().isdisjoint(STEP_TRACKS)
+        if is_in_question or not self._rules.is_unremarkable(stats, self.config):
+            return None
+        return self._followed(self._rules.note(stats, self.config), stats.step)
 
     def resumed(self) -> None:
         """The next steps follow a resume that nobody vouches for: RESUME looks at them."""
         self._rules.resume.resumed()
+
+    def _followed(self, findings: Iterable[Finding], step: int) -> list[VerdictEvent]:
+        events: list[VerdictEvent] = []
+        for finding in findings:
+            if finding.id not in self.config.off:
+                events += self._follow(finding, step)
+        return events
 
     def _follow(self, finding: Finding, step: int) -> list[VerdictEvent]:
         key = f"{finding.id}/{finding.kind}"
@@ -136,17 +194,21 @@ class Judge:
             return []
         track.severities.append(int(finding.severity or 0))
         track.steps.append(step)
-        del track.severities[: -detector.window], track.steps[: -detector.window]
+        is_slow = finding.kind in detector.slow_kinds
+        num_old = max(0, len(track.steps) - detector.window)
+        if detector.counts_steps and not is_slow:
+            num_old = bisect_right(track.steps, step - detector.window)
+        del track.severities[:num_old], track.steps[:num_old]
         if finding.severity is None:
             track.num_clear += 1
-            return self._resolve(track, detector, step) if track.number else []
+            return self._resolve(track, finding, step) if track.number else []
         track.num_clear = 0
         return self._hit(track, detector, finding, step)
 
     def _hit(self, track: Track, detector: Detector, finding: Finding, step: int) -> list[VerdictEvent]:
         hits = sorted(severity for severity in track.severities if severity)
         # What one sample can open, its worst sample rates; else the severity that at least half of the hits reach.
-        open_hits = 3 if finding.kind in detector.slow_kinds else detector.open_hits
+        open_hits = SLOW if finding.kind in detector.slow_kinds else detector.open_hits
         is_single = open_hits == 1
         severity = Severity(hits[-1] if is_single else hits[(len(hits) - 1) // 2])
         confidence = 1.0 if finding.id in SURE_AT_ONCE else (len(hits) + 1) / (len(track.severities) + 2)
@@ -211,10 +273,12 @@ class Judge:
         track.number = verdict.number
         return VerdictEvent(step=step, change=Change.OPENED, verdict=verdict)
 
-    def _resolve(self, track: Track, detector: Detector, step: int) -> list[VerdictEvent]:
-        if track.num_clear < detector.clear_after:
+    def _resolve(self, track: Track, finding: Finding, step: int) -> list[VerdictEvent]:
+        detector, old = DETECTORS[finding.id], self._verdicts[track.number - 1]
+        is_slow = finding.kind in detector.slow_kinds
+        num_clear = step - old.last_step if detector.counts_steps and not is_slow else track.num_clear
+        if num_clear < (SLOW if is_slow else detector.clear_after):
             return []
-        old = self._verdicts[track.number - 1]
         new = dataclasses.replace(old, life=Life.RESOLVED, resolved_at=step)
         self._verdicts[track.number - 1] = new
         track.number = 0

@@ -14,6 +14,9 @@ from trainer.health.detectors import HealthConfig
 from trainer.health.records import DeepStats, Finding, Number, Severity, StepStats, spelled
 from trainer.health.rules_step import Progress, replay_words, shares, trace_of
 
+FINITE, NO_OVERFLOW = Finding(id="NONFINITE"), Finding(id="NONFINITE", kind="amp")
+"""Of nearly every step, so made once."""
+
 
 @dataclass(slots=True)
 class NonFinite:
@@ -26,8 +29,8 @@ class NonFinite:
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
             self.num_in_a_row = 0
-            yield Finding(id="NONFINITE")
-            yield Finding(id="NONFINITE", kind="amp")
+            yield FINITE
+            yield NO_OVERFLOW
             return
         self.num_in_a_row += 1
         limit = config.limit("NONFINITE", "scaler_skips")
