@@ -402,3 +402,19 @@ def test_a_verdict_on_depth_is_resolved_by_three_deep_samples() -> None:
     fed(judge, [deep_stats(step) for step in (50, 100, 150)])
 
     assert 150 == next(one for one in judge.verdicts if one.kind == "depth").resolved_at
+
+
+def test_a_bad_step_is_pending_until_fifty_finite_ones_have_followed() -> None:
+    """A skipped one counts, unless a loss scale is being found; whether anything is said of them does not."""
+    for bad, is_pending in (
+        (step_stats(10, loss=math.nan), True),
+        (step_stats(10, was_skipped=True), True),
+        (step_stats(10, grad_norm=math.inf, was_skipped=True, scaler_scale=65536.0), False),
+    ):
+        judge = Judge(replace(CONFIG, off=("NONFINITE",)))
+        fed(judge, [*map(step_stats, range(10)), bad])
+        assert is_pending == judge.is_nonfinite_pending
+        fed(judge, [step_stats(step) for step in range(11, 60)])
+        assert is_pending == Judge.from_dict(judge.to_dict(), CONFIG).is_nonfinite_pending
+        judge.see(step_stats(60))
+        assert not judge.is_nonfinite_pending

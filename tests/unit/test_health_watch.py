@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.checkpoint_folder import checkpoint_name, checkpoint_steps, read_state
 from pipeline.config_job import Job
 from pipeline.run_folder import RunFolder
 from tests.memory_streams import MemoryStreams, make_job, run
@@ -79,3 +80,20 @@ def test_a_run_that_goes_on_knows_its_step_before_its_first_one(tmp_path: Path) 
         watch.end()
 
     assert 40 == health_of(tmp_path / "run")["step"]
+
+
+def healthy_steps(run_dir: Path) -> dict[int, bool]:
+    """Step of each checkpoint -> what its state.json says."""
+    checkpoints = run_dir / "checkpoints"
+    return {step: read_state(checkpoints / checkpoint_name(step))["healthy"] for step in checkpoint_steps(checkpoints)}
+
+
+@pytest.mark.parametrize("off", [[], ["NONFINITE"]])
+def test_no_checkpoint_is_healthy_amid_bad_steps_whatever_is_said_of_them(tmp_path: Path, off: list[str]) -> None:
+    """A detector that is off says nothing; what a checkpoint is worth doesn't depend on that."""
+    checkpoint = {"every_steps": 10, "keep": 9}
+    run(a_job(tmp_path, health={"off": off}, checkpoint=checkpoint), MemoryStreams(poisoned_step=12), tmp_path / "run")
+
+    assert healthy_steps(tmp_path / "run") == {10: True, 20: False, 30: False, 40: False}
+    assert health_of(tmp_path / "run")["is_nonfinite_pending"]
+    assert bool(health_of(tmp_path / "run")["verdicts"]) == (not off)

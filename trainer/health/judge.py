@@ -94,7 +94,7 @@ class Rules:
     def note(self, stats: StepNumbers, config: HealthConfig) -> Iterator[Finding]:
         """An unremarkable step: leaves all rules as `see_step` would."""
         self.progress.remember(stats)
-        self.nonfinite.num_in_a_row = 0
+        self.nonfinite.remember(stats)
         self.explode.remember(stats, config)
         yield from self.clip.see_step(stats, self.progress, config)
         self.resume.remember(stats)
@@ -147,6 +147,11 @@ class Judge:
     def is_suspicious(self, grad_norm: float) -> bool:
         """This finite norm would open or prolong an EXPLODE verdict; remembers nothing."""
         return self._rules.explode.is_suspicious(grad_norm, self.config)
+
+    @property
+    def is_nonfinite_pending(self) -> bool:
+        """A step that was not finite, or was skipped, is not left behind yet; also where NONFINITE is off."""
+        return self._rules.nonfinite.is_pending(DETECTORS["NONFINITE"].clear_after)
 
     @property
     def is_after_resume(self) -> bool:

@@ -103,10 +103,9 @@ class GradientHealth:
 
     @property
     def is_nonfinite_pending(self) -> bool:
-        """No checkpoint may be called healthy: a non-finite step is not resolved yet, or numbers are on their way
-        (`flush` first, to know)."""
-        is_open = any(one.id == "NONFINITE" and not one.kind and one.resolved_at is None for one in self.verdicts)
-        return is_open or len(self._outbox) > 0
+        """No checkpoint may be called healthy: a step that was not finite, or skipped, is less than 50 steps ago, or
+        numbers are on their way (`flush` first, to know)."""
+        return self._judge.is_nonfinite_pending or len(self._outbox) > 0
 
     def step(
         self,
