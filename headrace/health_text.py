@@ -120,9 +120,9 @@ def _verdict_lines(verdict: Verdict) -> Iterator[str]:
 
 
 def _trace_text(trace: Any) -> str:
-    batch = trace.get("batch") or {}
-    if not isinstance(batch, dict):
-        return f"step {trace.get('step')}: {batch}"
+    batch = trace.get("batch")
+    if not isinstance(batch, dict) or "start" not in batch:
+        return f"step {trace.get('step')}: " + ("its batch was not noted" if batch is None else str(batch))
     where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch.get('stop')} of epoch "
     where += f"{batch.get('epoch')}, recipe {batch.get('recipe')}"
     worst = [f"sample {one['id']} (row {one['index']}, loss {one['loss']})" for one in trace.get("worst_samples", [])]

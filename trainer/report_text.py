@@ -325,7 +325,10 @@ def _card(verdict: Mapping[str, Any], history: History) -> VerdictCard:
 
 def _trace(trace: Mapping[str, Any], history: History) -> Trace:
     step, batch = trace.get("step"), trace.get("batch")
-    parts = [f"step {step}", f"loss {_spelled(trace.get('loss'))}", f"gradient norm {_spelled(trace.get('grad_norm'))}"]
+    parts = [f"step {step}"]
+    for key, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        if key in trace:  # what layers have shown is no matter of them
+            parts.append(f"{words} {_spelled(trace[key])}")
     if isinstance(batch, dict) and "start" in batch:
         parts.append(f"epoch {batch.get('epoch')}, positions {batch['start']} to {batch.get('stop', 0) - 1}")
         parts.append(f"recipe {batch.get('recipe')}")

@@ -418,3 +418,36 @@ def test_a_bad_step_is_pending_until_fifty_finite_ones_have_followed() -> None:
         assert is_pending == Judge.from_dict(judge.to_dict(), CONFIG).is_nonfinite_pending
         judge.see(step_stats(60))
         assert not judge.is_nonfinite_pending
+
+
+def test_growth_is_suspicious_before_it_is_seen_so_that_its_batch_is_kept() -> None:
+    """CRITICAL as it is, it must not be the one verdict without samples; five batches are enough."""
+    judge = Judge(CONFIG)
+    fed(judge, [step_stats(step, grad_norm=1e-3) for step in range(100)])
+    for step in range(100, 300):
+        norm = 1e-3 * 10 ** min(2.5, (step - 100) / 50)
+        is_wanted = judge.wants_trace(norm)
+        judge.see(step_stats(step, grad_norm=norm, batch={"step": step} if is_wanted else None))
+
+    growth = next(one for one in judge.verdicts if one.kind == "growth")
+    assert [{"step": growth.first_step + place} for place in range(5)] == [one["batch"] for one in growth.traces]
+    assert growth.num_hits > 5
+
+
+def test_what_layers_show_is_traced_to_its_batch_once() -> None:
+    """A step whose loss was traced already has told more than its layers can."""
+    batch = {"step": 0, "start": 0, "stop": 32}
+    bad = deep_stats(0, delta_slope=0.5, batch=batch, scaler_scale=2.0**20)
+    bad = replace(bad, parameters=(replace(bad.parameters[0], grad_max=1.0), *bad.parameters[1:]))
+    judge = Judge(CONFIG)
+    fed(judge, [replace(bad, step=step) for step in range(3)])
+    judge.see(step_stats(3, loss=math.nan, batch=batch))
+    judge.see(deep_stats(3, layers=(replace(bad.layers[0], is_finite=False),), batch=batch))
+    judge.see(deep_stats(4, layers=(replace(bad.layers[0], is_finite=False),), batch=batch))
+
+    traces = {f"{one.id}/{one.kind}": one.traces for one in judge.verdicts}
+    assert [[2], [0, 1, 2], [3, 4]] == [
+        [trace["step"] for trace in traces[key]] for key in ("EXPLODE/depth", "EXPLODE/fp16", "NONFINITE/")
+    ]
+    assert all(trace["batch"] == batch for kept in traces.values() for trace in kept)
+    assert ["nan", None] == [trace.get("loss") for trace in traces["NONFINITE/"]]

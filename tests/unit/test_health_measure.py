@@ -306,6 +306,7 @@ def test_the_observer_measures_what_the_loop_alone_measures(seen: list[StepStats
     expected = [one for one in seen if isinstance(one, StepStats)]
     assert [False] * 4 + [True, False] == [one.was_skipped for one in steps]
     assert [0, 1, 2, 4, 5] == [one.step for one in deep], "a deep step follows the bad one"
+    assert [32 * one.step for one in deep] == [one.batch["start"] for one in deep]
     for one, other in zip(steps, expected, strict=False):
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
         assert one.clipped_norm == pytest.approx(other.clipped_norm, rel=1e-4)

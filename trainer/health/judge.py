@@ -146,7 +146,17 @@ class Judge:
 
     def is_suspicious(self, grad_norm: float) -> bool:
         """This finite norm would open or prolong an EXPLODE verdict; remembers nothing."""
-        return self._rules.explode.is_suspicious(grad_norm, self.config)
+        return bool(self._rules.explode.suspects(grad_norm, self.config))
+
+    def wants_trace(self, grad_norm: float) -> bool:
+        """... and such a verdict has room for this step's batch. A run that has exploded has thousands of them."""
+        kinds = self._rules.explode.suspects(grad_norm, self.config)
+        return any(len(self._traces(f"EXPLODE/{kind}")) < NUM_TRACES for kind in kinds)
+
+    def _traces(self, key: str) -> tuple[Mapping[str, Any], ...]:
+        """Of the open verdict."""
+        track = self._tracks.get(key)
+        return self._verdicts[track.number - 1].traces if track is not None and track.number else ()
 
     @property
     def is_nonfinite_pending(self) -> bool:
@@ -229,9 +239,10 @@ class Judge:
             return [self._open(track, finding, severity, confidence, step)]
         old = self._verdicts[track.number - 1]
         life = Life.CONFIRMED if old.num_hits + 1 >= detector.confirm_hits else old.life
-        traces = old.traces
-        if finding.trace is not None and len(traces) < NUM_TRACES:
-            traces = (*traces, finding.trace)
+        traces, trace = old.traces, finding.trace
+        # A step has one: what its loss says comes before what its layers say, and tells more.
+        if trace is not None and len(traces) < NUM_TRACES and all(one["step"] != trace["step"] for one in traces):
+            traces = (*traces, trace)
         new = dataclasses.replace(
             old,
             severity=severity,

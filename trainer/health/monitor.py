@@ -292,7 +292,7 @@ class GradientHealth:
         """
         is_known = not any(name == "loss" or name.startswith("norm:") for name in current.parcel.names)
         is_bad = is_bad or (is_known and not math.isfinite(current.grad_norm))
-        if not is_bad and not (math.isfinite(current.grad_norm) and self._judge.is_suspicious(current.grad_norm)):
+        if not is_bad and not (math.isfinite(current.grad_norm) and self._judge.wants_trace(current.grad_norm)):
             return
         if is_bad:
             self._must_look_deep = True
@@ -322,11 +322,11 @@ class GradientHealth:
             stats = current.stats(self._names, parcel.read(numbers[:count]))
             is_finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
             self._must_look_deep |= not is_finite
-            if not is_finite or self._judge.is_suspicious(stats.grad_norm):
+            if not is_finite or self._judge.wants_trace(stats.grad_norm):
                 stats = replace(stats, batch=current.coordinates())
             self._events += self._judge.see(stats)
             if build is not None:
-                deep = build(numbers[count:])
+                deep = replace(build(numbers[count:]), batch=current.coordinates())
                 self._on_deep(deep)
                 self._events += self._judge.see(deep)
 

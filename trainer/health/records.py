@@ -188,6 +188,8 @@ class DeepStats:
     inputs: InputStats | None = None
     scaler_scale: float | None = None
     was_skipped: bool = False
+    batch: Any = None
+    """Where the step's samples came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, ParameterStats, Severity, StepStats, spelled
-from trainer.health.rules_step import Progress
+from trainer.health.rules_step import Progress, place_of
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
@@ -257,6 +257,7 @@ class Fp16Range:
             layers=tuple(over),
             evidence={"scaled gradient": spelled(worst), "scale": spelled(stats.scaler_scale)},
             words={"scaled": worst},
+            trace=place_of(stats),
         )
 
 

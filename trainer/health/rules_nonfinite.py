@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from trainer.health.detectors import HealthConfig
 from trainer.health.records import DeepStats, Finding, Number, Severity, StepNumbers, StepStats, spelled
-from trainer.health.rules_step import Progress, replay_words, shares, trace_of
+from trainer.health.rules_step import Progress, place_of, replay_words, shares, trace_of
 
 FINITE, NO_OVERFLOW = Finding(id="NONFINITE"), Finding(id="NONFINITE", kind="amp")
 """Of nearly every step, so made once."""
@@ -95,6 +95,7 @@ class NonFinite:
                     "advice": "See its weights and what feeds it; lower the learning rate, or train in bf16",
                     **replay_words(config, stats.step),
                 },
+                trace=place_of(stats),
             )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from trainer.health.detectors import HealthConfig
-from trainer.health.records import Finding, Number, Severity, StepNumbers, StepStats, spelled
+from trainer.health.records import DeepStats, Finding, Number, Severity, StepNumbers, StepStats, spelled
 from trainer.health.robust import Level, Recent, quantile
 
 SMALLEST = 1e-38
@@ -90,6 +90,11 @@ def trace_of(stats: StepStats) -> dict[str, object]:
     }
 
 
+def place_of(stats: DeepStats) -> dict[str, object]:
+    """The trace of a finding on layers: its step and batch; samples' losses say nothing of it."""
+    return {"step": stats.step, "batch": stats.batch, "worst_samples": []}
+
+
 def shares(stats: StepStats, count: int = 3) -> list[tuple[str, float]]:
     """The parameters with the largest shares of the squared norm; non-finite ones first."""
     norms = [(name, norm) for name, norm in zip(stats.parameters, stats.parameter_norms, strict=False) if norm]
@@ -119,11 +124,12 @@ class Explode:
     """The first step with a finite norm; -1: none yet."""
     block_began: int = 0
 
-    def is_suspicious(self, norm: float, config: HealthConfig) -> bool:
-        """This finite norm is a spike or belongs to growth; pure, so that a monitor can ask before the step."""
+    def suspects(self, norm: float, config: HealthConfig) -> tuple[str, ...]:
+        """Kinds that this finite norm would be a hit of; pure, so that a monitor can ask before the step."""
         value = log10(norm)
         is_spike = self._is_spike(value, self.log_norm.z(value), config)
-        return is_spike or self._growth(value) > config.limit("EXPLODE", "growth")
+        is_grown = self._growth(value) > config.limit("EXPLODE", "growth")
+        return ("spike",) * is_spike + ("growth",) * is_grown
 
     def _is_spike(self, value: float, z: float, config: HealthConfig) -> bool:
         if z <= config.limit("EXPLODE", "z"):

@@ -1,0 +1,49 @@
+"""What `headrace health` prints: it says what there is, and names no place that there isn't."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.health_text import Health, health_lines
+from tests.unit.test_exporters import a_verdict
+from trainer.health.records import Severity, Verdict
+
+
+def a_health(*verdicts: Verdict, **changes: Any) -> Health:
+    plain = Health(
+        step=40,
+        time_s=0.0,
+        verdicts=verdicts,
+        newest_healthy_checkpoint=None,
+        num_unannounced=0,
+        summary="gradient health costs nothing",
+    )
+    return replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("trace", "told"),
+    [
+        ({"step": 3, "batch": None}, "trace: step 3: its batch was not noted"),
+        ({"step": 3, "batch": {"seen": 7}}, "trace: step 3: {'seen': 7}"),
+        (
+            {"step": 3, "batch": {"start": 96, "stop": 128, "epoch": 0, "recipe": "r"}, "worst_samples": []},
+            "trace: step 3: positions 96 to 128 of epoch 0, recipe r",
+        ),
+    ],
+)
+def test_a_trace_says_of_its_batch_what_is_known(tmp_path: Path, trace: dict[str, Any], told: str) -> None:
+    """Not "positions None to None"."""
+    lines = health_lines(tmp_path, a_health(replace(a_verdict(1), traces=(trace,))), everything=False)
+
+    assert told in [line.strip() for line in lines]
+
+
+def test_no_way_back_is_printed_to_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
+    lines = health_lines(tmp_path, a_health(a_verdict(1, severity=Severity.CRITICAL)), everything=False)
+
+    assert "no checkpoint of this run was healthy: begin again, with the fix" in lines
