@@ -35,6 +35,8 @@ class Health:
     verdicts: tuple[Verdict, ...]
     newest_healthy_checkpoint: int | None
     num_unannounced: int
+    num_dropped: int
+    """Resolved verdicts that only the journal has."""
     summary: str
 
 
@@ -49,6 +51,7 @@ def read_health(run: Path) -> Health:
             verdicts=tuple(Verdict.from_dict(verdict) for verdict in content["verdicts"]),
             newest_healthy_checkpoint=content["newest_healthy_checkpoint"],
             num_unannounced=content["num_unannounced"],
+            num_dropped=content.get("num_dropped", 0),
             summary=content["summary"],
         )
     except OSError as error:
@@ -89,6 +92,8 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     elif behind or len(shown) < len(open_ones):
         num_info = len(open_ones) - len(shown)
         lines += [f"not shown: {len(behind)} resolved, {num_info} of severity INFO (--all shows them)"]
+    if health.num_dropped:
+        lines.append(f"{health.num_dropped} more were resolved longer ago: {run / 'journal.jsonl'} has them")
     if health.num_unannounced:
         lines.append(f"{health.num_unannounced} verdicts were more than the budget of alarms, and not told live")
     if is_critical_open(health):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -145,6 +146,10 @@ class HealthWatch:
             self._health.changed_chain(self._transforms(batch.recipe))
 
     def after_step(self, batch: Batch, result: StepResult) -> None:
+        with self._telling():
+            self._after_step(batch, result)
+
+    def _after_step(self, batch: Batch, result: StepResult) -> None:
         self._num_steps_done = batch.step + 1
         self._norms.append(result.grad_norm)
         self._were_clipped.append(result.was_clipped)
@@ -169,7 +174,8 @@ class HealthWatch:
         is_healthy = not self._health.is_nonfinite_pending
         if is_healthy:
             self._newest_healthy = num_steps_done
-        self._write()
+        with self._telling():
+            self._write()
         return is_healthy
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,7 +211,18 @@ class HealthWatch:
         for event in self._health.flush():
             self._changed(event)
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What is done in here is a part of what watching costs."""
+        start_s = time.perf_counter()
+        yield
+        self._health.told(time.perf_counter() - start_s)
+
     def _changed(self, event: VerdictEvent) -> None:
+        with self._telling():
+            self._tell_of(event)
+
+    def _tell_of(self, event: VerdictEvent) -> None:
         verdict = event.verdict
         self._folder.append_event("verdict", step=event.step, change=event.change.value, verdict=verdict.to_dict())
         self._is_written = False
@@ -235,6 +252,7 @@ class HealthWatch:
                 "is_nonfinite_pending": self._health.is_nonfinite_pending,
                 "newest_healthy_checkpoint": self._newest_healthy,
                 "num_unannounced": self._health.num_unannounced,
+                "num_dropped": self._health.num_dropped,
                 "verdicts": [verdict.to_dict() for verdict in self._health.verdicts],
                 "overhead": {
                     **asdict(overhead),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from trainer.health.detectors import DETECTORS, HealthConfig
 from trainer.health.fixes import FIXES
-from trainer.health.judge import Judge
+from trainer.health.judge import MAX_RESOLVED, Judge
 from trainer.health.records import (
     Change,
     DeepStats,
@@ -451,3 +451,25 @@ def test_what_layers_show_is_traced_to_its_batch_once() -> None:
     ]
     assert all(trace["batch"] == batch for kept in traces.values() for trace in kept)
     assert ["nan", None] == [trace.get("loss") for trace in traces["NONFINITE/"]]
+
+
+def test_a_run_of_weeks_keeps_its_last_resolved_verdicts_and_all_open_ones() -> None:
+    """The journal has the others. What is over keeps its worst samples, not the ids of all: its place says those."""
+    judge, step, events = Judge(), 0, []
+    for _ in range(MAX_RESOLVED + 7):
+        batch = {"step": step, "start": 64 * step, "stop": 64 * step + 64, "sample_ids": list(range(64))}
+        worst = (SampleLoss(index=2, loss=math.nan),)
+        events += fed(judge, [step_stats(step, loss=math.nan, batch=batch, worst_samples=worst)])
+        assert 64 == len(judge.verdicts[-1].traces[0]["batch"]["sample_ids"])
+        events += fed(judge, [step_stats(one) for one in range(step + 1, step + 51)])
+        step += 51
+    judge.see(step_stats(step, loss=math.nan))
+    restored = Judge.from_dict(json.loads(json.dumps(judge.to_dict())))
+
+    for one in (judge, restored):
+        assert [*range(8, MAX_RESOLVED + 9)] == [verdict.number for verdict in one.verdicts]
+        assert (7, None) == (one.num_dropped, one.verdicts[-1].resolved_at)
+    assert {*range(1, MAX_RESOLVED + 8)} == {event.verdict.number for event in events}
+    trace = judge.verdicts[0].traces[0]
+    assert {"step", "start", "stop"} == set(trace["batch"])
+    assert "2" == trace["worst_samples"][0]["id"]

@@ -20,6 +20,7 @@ def a_health(*verdicts: Verdict, **changes: Any) -> Health:
         verdicts=verdicts,
         newest_healthy_checkpoint=None,
         num_unannounced=0,
+        num_dropped=0,
         summary="gradient health costs nothing",
     )
     return replace(plain, **changes)
@@ -41,6 +42,12 @@ def test_a_trace_says_of_its_batch_what_is_known(tmp_path: Path, trace: dict[str
     lines = health_lines(tmp_path, a_health(replace(a_verdict(1), traces=(trace,))), everything=False)
 
     assert told in [line.strip() for line in lines]
+
+
+def test_what_is_not_kept_is_said_with_its_place(tmp_path: Path) -> None:
+    lines = health_lines(tmp_path, a_health(num_dropped=12), everything=False)
+
+    assert f"12 more were resolved longer ago: {tmp_path / 'journal.jsonl'} has them" in lines
 
 
 def test_no_way_back_is_printed_to_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:

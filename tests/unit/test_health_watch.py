@@ -16,7 +16,11 @@ from pipeline.config_job import Job
 from pipeline.run_folder import RunFolder
 from tests.memory_streams import MemoryStreams, make_job, run
 from trainer import loop
+from trainer import watch as watch_module
+from trainer.health.monitor import GradientHealth
+from trainer.health.overhead import Pace
 from trainer.watch import open_watch
+from trainer.watch_text import line_text
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +101,31 @@ def test_no_checkpoint_is_healthy_amid_bad_steps_whatever_is_said_of_them(tmp_pa
     assert healthy_steps(tmp_path / "run") == {10: True, 20: False, 30: False, 40: False}
     assert health_of(tmp_path / "run")["is_nonfinite_pending"]
     assert bool(health_of(tmp_path / "run")["verdicts"]) == (not off)
+
+
+def test_telling_is_a_part_of_what_watching_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only ever advances while something is told: all of that is in the account."""
+    clock = [0.0]
+    monkeypatch.setattr(watch_module.time, "perf_counter", lambda: clock[0])
+    original = RunFolder.write_health
+
+    def slow(self: RunFolder, health: dict[str, Any]) -> None:
+        clock[0] += 1.0
+        original(self, health)
+
+    monkeypatch.setattr(RunFolder, "write_health", slow)
+    told: list[float] = []
+    monkeypatch.setattr(GradientHealth, "told", lambda self, seconds: told.append(seconds))
+    run(a_job(tmp_path, checkpoint={"every_steps": 10}), MemoryStreams(poisoned_step=12), tmp_path / "run")
+
+    assert clock[0] - 1.0 == sum(told) > 0.0, "all but the last one, after which nothing is counted any more"
+
+
+def test_what_telling_took_is_in_the_summary_and_the_line() -> None:
+    pace = Pace()
+    pace.total_told_s = 0.5
+    pace.ended(step_s=10.0, own_s=0.0, is_deep=False, is_light=True, is_plain=True)
+    overhead = pace.overhead()
+
+    assert "5.00% for telling" in str(overhead)
+    assert line_text(1, (), (), (), None, overhead).endswith("watching costs 5.0 %")

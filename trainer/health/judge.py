@@ -35,6 +35,9 @@ from trainer.health.rules_layer import AdamFloor, Dead, Fp16Range, Frozen, Satur
 from trainer.health.rules_nonfinite import NonFinite
 from trainer.health.rules_step import Explode, FirstLoss, Progress, Resume
 
+MAX_RESOLVED = 100
+"""Verdicts that are kept when they are over, the newest: a run of weeks may have thousands, and each checkpoint has all
+that is kept. The journal has every one."""
 NUM_TRACES = 5
 """Bad steps whose batches a verdict keeps; a run gone wrong has thousands, and the first ones tell."""
 SURE_AT_ONCE = ("NONFINITE", "SYMMETRY", "FROZEN")
@@ -126,19 +129,27 @@ class Track:
 
 
 class Judge:
-    """Sees what was measured; `verdicts` is all it ever found, newest last."""
+    """Sees what was measured; `verdicts` is what it found, newest last: all open ones, and the last resolved ones."""
 
     def __init__(self, config: HealthConfig | None = None) -> None:
         self.config = config or HealthConfig()
         self._rules = Rules()
         self._tracks: dict[str, Track] = {}
-        self._verdicts: list[Verdict] = []
+        self._verdicts: dict[int, Verdict] = {}
+        """By number, rising."""
+        self._num_verdicts = 0
+        """Ever opened."""
         self._alarm_steps: list[int] = []
         self.num_unannounced = 0
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        return tuple(self._verdicts)
+        return tuple(self._verdicts.values())
+
+    @property
+    def num_dropped(self) -> int:
+        """Resolved verdicts that are not kept any more."""
+        return self._num_verdicts - len(self._verdicts)
 
     @property
     def progress(self) -> Progress:
@@ -156,7 +167,7 @@ class Judge:
     def _traces(self, key: str) -> tuple[Mapping[str, Any], ...]:
         """Of the open verdict."""
         track = self._tracks.get(key)
-        return self._verdicts[track.number - 1].traces if track is not None and track.number else ()
+        return self._verdicts[track.number].traces if track is not None and track.number else ()
 
     @property
     def is_nonfinite_pending(self) -> bool:
@@ -237,7 +248,7 @@ class Judge:
             ):
                 return []
             return [self._open(track, finding, severity, confidence, step)]
-        old = self._verdicts[track.number - 1]
+        old = self._verdicts[track.number]
         life = Life.CONFIRMED if old.num_hits + 1 >= detector.confirm_hits else old.life
         traces, trace = old.traces, finding.trace
         # A step has one: what its loss says comes before what its layers say, and tells more.
@@ -255,7 +266,7 @@ class Judge:
             confidence=confidence,
             traces=traces,
         )
-        self._verdicts[track.number - 1] = new
+        self._verdicts[track.number] = new
         events = []
         if life is not old.life:
             events.append(VerdictEvent(step=step, change=Change.CONFIRMED, verdict=new))
@@ -267,8 +278,9 @@ class Judge:
     def _open(self, track: Track, finding: Finding, severity: Severity, confidence: float, step: int) -> VerdictEvent:
         limits = DETECTORS[finding.id].thresholds
         hits = [severity for severity in track.severities if severity]
+        self._num_verdicts += 1
         verdict = Verdict(
-            number=len(self._verdicts) + 1,
+            number=self._num_verdicts,
             id=finding.id,
             kind=finding.kind,
             severity=severity,
@@ -285,20 +297,24 @@ class Judge:
             traces=() if finding.trace is None else (finding.trace,),
             is_announced=self._may_announce(severity, step),
         )
-        self._verdicts.append(verdict)
+        self._verdicts[verdict.number] = verdict
         track.number = verdict.number
         return VerdictEvent(step=step, change=Change.OPENED, verdict=verdict)
 
     def _resolve(self, track: Track, finding: Finding, step: int) -> list[VerdictEvent]:
-        detector, old = DETECTORS[finding.id], self._verdicts[track.number - 1]
+        detector, old = DETECTORS[finding.id], self._verdicts[track.number]
         is_slow = finding.kind in detector.slow_kinds
         num_clear = step - old.last_step if detector.counts_steps and not is_slow else track.num_clear
         if num_clear < (SLOW if is_slow else detector.clear_after):
             return []
-        new = dataclasses.replace(old, life=Life.RESOLVED, resolved_at=step)
-        self._verdicts[track.number - 1] = new
+        traces = tuple(_without_ids(trace) for trace in old.traces)
+        new = dataclasses.replace(old, life=Life.RESOLVED, resolved_at=step, traces=traces)
+        self._verdicts[track.number] = new
         track.number = 0
         track.severities, track.steps = [], []
+        resolved = [number for number, one in self._verdicts.items() if one.resolved_at is not None]
+        for number in resolved[:-MAX_RESOLVED]:
+            del self._verdicts[number]
         return [VerdictEvent(step=step, change=Change.RESOLVED, verdict=new)]
 
     def _may_announce(self, severity: Severity, step: int) -> bool:
@@ -320,7 +336,8 @@ class Judge:
             "version": STATE_VERSION,
             "rules": to_state(self._rules),
             "tracks": {key: to_state(track) for key, track in self._tracks.items()},
-            "verdicts": [verdict.to_dict() for verdict in self._verdicts],
+            "verdicts": [verdict.to_dict() for verdict in self._verdicts.values()],
+            "num_verdicts": self._num_verdicts,
             "alarm_steps": list(self._alarm_steps),
             "num_unannounced": self.num_unannounced,
         }
@@ -336,7 +353,17 @@ class Judge:
         judge = cls(config)
         judge._rules = from_state(Rules, state["rules"])
         judge._tracks = {key: from_state(Track, track) for key, track in state["tracks"].items()}
-        judge._verdicts = [Verdict.from_dict(verdict) for verdict in state["verdicts"]]
+        verdicts = [Verdict.from_dict(verdict) for verdict in state["verdicts"]]
+        judge._verdicts = {verdict.number: verdict for verdict in verdicts}
+        judge._num_verdicts = state.get("num_verdicts", len(verdicts))
         judge._alarm_steps = list(state["alarm_steps"])
         judge.num_unannounced = state["num_unannounced"]
         return judge
+
+
+def _without_ids(trace: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A trace whose matter is over: where the batch stood, and its worst samples by name; not a thousand others."""
+    batch = trace["batch"]
+    if not isinstance(batch, Mapping):
+        return trace
+    return {**trace, "batch": {name: value for name, value in batch.items() if name != "sample_ids"}}

@@ -89,13 +89,19 @@ class GradientHealth:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All so far, newest last; on CUDA they lag by the steps the device is behind."""
+        """All open ones and the last that are resolved, newest last; on CUDA they lag by the steps the device is
+        behind."""
         return self._judge.verdicts
 
     @property
     def num_unannounced(self) -> int:
         """Verdicts that were over the budget of alarms."""
         return self._judge.num_unannounced
+
+    @property
+    def num_dropped(self) -> int:
+        """Resolved verdicts that are not among `verdicts` any more."""
+        return self._judge.num_dropped
 
     @property
     def overhead(self) -> Overhead:
@@ -206,6 +212,10 @@ class GradientHealth:
             current.probe.after_update()
         self._finish(current)
         current.own_s += perf_counter() - start
+
+    def told(self, seconds: float) -> None:
+        """The caller has spent these on telling of what was measured: in files, lines, to exporters."""
+        self._pace.total_told_s += seconds
 
     def changed_chain(self, transforms: tuple[str, ...]) -> None:
         """The next steps' images come through these transforms; INPUT names them."""

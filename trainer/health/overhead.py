@@ -48,6 +48,8 @@ class Overhead:
     """Own seconds in light steps over all seconds so far."""
     measured_deep_share: float
     """As above for deep steps; the early ones weigh heavily in a short run."""
+    measured_told_share: float = 0.0
+    """As above for telling: files, lines, exporters. Rare and uneven, so there is no median of it."""
 
     @property
     def light_share(self) -> float:
@@ -64,7 +66,8 @@ class Overhead:
             f"gradient health costs {self.light_share:.2%} (always on: {self.light_s * 1e6:.0f} us, every "
             f"{self.light_every}) + {self.deep_share:.2%} (deep: {self.deep_s * 1e3:.1f} ms, every {self.deep_every}) "
             f"of a step of {self.step_s * 1e3:.1f} ms; so far {self.measured_light_share:.2%} + "
-            f"{self.measured_deep_share:.2%} in {self.num_steps} steps{self._missed()}"
+            f"{self.measured_deep_share:.2%}, and {self.measured_told_share:.2%} for telling, in {self.num_steps} "
+            f"steps{self._missed()}"
         )
 
     def _missed(self) -> str:
@@ -93,6 +96,7 @@ class Pace:
     total_s: float = 0.0
     total_light_s: float = 0.0
     total_deep_s: float = 0.0
+    total_told_s: float = 0.0
     step_s: Recent = field(default_factory=lambda: Recent(size=51))
     light_s: Recent = field(default_factory=lambda: Recent(size=51))
     idle_s: Recent = field(default_factory=lambda: Recent(size=51))
@@ -149,6 +153,7 @@ class Pace:
             deep_every=self.deep_every,
             measured_light_share=self.total_light_s / total_s,
             measured_deep_share=self.total_deep_s / total_s,
+            measured_told_share=self.total_told_s / total_s,
         )
 
 
