@@ -189,6 +189,44 @@ def test_a_restored_monitor_ends_in_the_same_verdicts(cut: int) -> None:
     assert repr(health.verdicts) == repr(second_health.verdicts)
 
 
+@pytest.mark.parametrize("cut", [13, 41, 43, 44])
+def test_a_restored_monitor_looks_deep_in_the_same_steps(cut: int, seen: list[StepStats | DeepStats]) -> None:
+    """Right before a deep step out of turn (13, 43: one after a bad step), before one in its turn (41), and after."""
+
+    def made() -> tuple[nn.Sequential, torch.optim.Optimizer, GradientHealth]:
+        model = mlp()
+        optimizer = adam(model.parameters())
+        return model, optimizer, GradientHealth(model, optimizer, every_steps=41, light_every_steps=1)
+
+    def deep_steps(model: nn.Module, optimizer: torch.optim.Optimizer, health: GradientHealth, steps: range) -> None:
+        for step in steps:
+            images, labels = data(step)
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images), labels) * (math.nan if step in (12, 42) else 1.0)
+            loss.backward()
+            health.step(loss)
+            if step not in (12, 42):
+                optimizer.step()
+
+    whole, optimizer, health = made()
+    deep_steps(whole, optimizer, health, range(70))
+    health.flush()
+    expected = [one.step for one in seen if isinstance(one, DeepStats)]
+    seen.clear()
+    first, first_optimizer, first_health = made()
+    deep_steps(first, first_optimizer, first_health, range(cut))
+    state = copy.deepcopy((first.state_dict(), first_optimizer.state_dict(), first_health.state_dict()))
+    second, second_optimizer, second_health = made()
+    second.load_state_dict(state[0])
+    second_optimizer.load_state_dict(state[1])
+    second_health.load_state_dict(state[2], is_exact=True)
+    deep_steps(second, second_optimizer, second_health, range(cut, 70))
+    second_health.flush()
+
+    assert expected == [one.step for one in seen if isinstance(one, DeepStats)]
+    assert {13, 41, 43} <= set(expected)
+
+
 def test_the_saved_state_is_what_a_checkpoint_may_load() -> None:
     """Plain values and tensors: `torch.load(weights_only=True)` takes it, no pickle of ours."""
     import io

@@ -241,7 +241,8 @@ class GradientHealth:
             "pace": to_state(self._pace),
             "next_step": self._next_step,
             "looked_step": self._looked_step,
-            "must_look_deep": self._must_look_deep or self._probe is not None,
+            "must_look_deep": self._must_look_deep,
+            "is_probed": self._probe is not None,
             "activity": {
                 name: {"has_fired": activity.has_fired.cpu(), "num_observations": activity.num_observations}
                 for name, activity in self._activity.items()
@@ -268,8 +269,9 @@ class GradientHealth:
         }
         self._current, self._last_start = None, None
         self._drop_probe()
-        if not self._is_told:
-            self._attach(self._next_step)
+        # As it was decided then: a deep step in its turn and one out of turn have different consequences.
+        if not self._is_told and state.get("is_probed", False):
+            self._probe = self._new_probe()
         if not is_exact:
             self._judge.resumed()
 
@@ -284,8 +286,11 @@ class GradientHealth:
         if must_look or self._pace.is_deep(step):
             self._looked_step = step if must_look else self._looked_step
             self._must_look_deep = False
-            window = int(self.config.limit("DEAD", "min_observations"))
-            self._probe = DeepProbe(self._model, self._optimizer, self._activity, window)
+            self._probe = self._new_probe()
+
+    def _new_probe(self) -> DeepProbe:
+        window = int(self.config.limit("DEAD", "min_observations"))
+        return DeepProbe(self._model, self._optimizer, self._activity, window)
 
     def _is_light(self, step: int, grad_norm: float | None) -> bool:
         """At its interval; after a resume nobody vouches for; where the norm alone says that something is going on."""
