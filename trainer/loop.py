@@ -247,11 +247,13 @@ class _Training:
 
     def _snapshot(self) -> Snapshot:
         record, batches = self._record, self._streams.train
+        # First: what the watch says of the last steps is in the journal by then, and belongs to what the mark keeps.
+        is_healthy, watched = self.watch.may_be_healthy(), self.watch.state_dict()
         mark = self._folder.mark()
         state: dict[str, Any] = {
             "time_s": round(time.time(), 3),
             "attempt": self._folder.attempt,
-            "healthy": self.watch.may_be_healthy(record.num_steps_done),
+            "healthy": is_healthy,
             "position": record.position,
             "epoch": record.epoch,
             "num_steps": batches.num_steps,
@@ -271,7 +273,7 @@ class _Training:
             "record": record.state_dict(),
             "schedule": self._schedule.state_dict(),
             "stepper": self._stepper.state_dict(),
-            "watch": self.watch.state_dict(),
+            "watch": watched,
         }
         step = record.num_steps_done
         return take_snapshot(self._model, self._optimizer, self._copies, step=step, states=states, state=state)

@@ -49,7 +49,7 @@ class Watch(Protocol):
 
     def before_step(self, batch: Batch) -> None: ...
     def after_step(self, batch: Batch, result: StepResult) -> None: ...
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         """False while a step that was not finite has not been left behind, or numbers are still on their way."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -86,7 +86,7 @@ class Unwatched:
     def after_step(self, batch: Batch, result: StepResult) -> None:
         self._was_skipped = result.was_skipped
 
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         return not self._was_skipped
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,7 +135,6 @@ class HealthWatch:
         self._norms: deque[float] = deque(maxlen=MAX_NORMS)
         self._were_clipped: deque[bool] = deque(maxlen=MAX_NORMS)
         self._num_steps_done = 0
-        self._newest_healthy: int | None = None
         self._is_written = False
         self._exporters: Sequence[Exporter] = ()
 
@@ -169,28 +168,20 @@ class HealthWatch:
         if not self._is_written:
             self._write()
 
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         self._flush()
-        is_healthy = not self._health.is_nonfinite_pending
-        if is_healthy:
-            self._newest_healthy = num_steps_done
         with self._telling():
             self._write()
-        return is_healthy
+        return not self._health.is_nonfinite_pending
 
     def state_dict(self) -> dict[str, Any]:
         self._flush()  # told now: from the state on they are old news
-        return {
-            "health": self._health.state_dict(),
-            "newest_healthy": self._newest_healthy,
-            "num_steps_done": self._num_steps_done,
-        }
+        return {"health": self._health.state_dict(), "num_steps_done": self._num_steps_done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The verdicts that follow are those of a run never interrupted; nothing for a state of `Unwatched`."""
         if state:
             self._health.load_state_dict(state["health"], is_exact=True)
-            self._newest_healthy = state["newest_healthy"]
             self._num_steps_done = state.get("num_steps_done", 0)
 
     @property
@@ -250,7 +241,6 @@ class HealthWatch:
                 "attempt": self._folder.attempt,
                 "step": self._num_steps_done,
                 "is_nonfinite_pending": self._health.is_nonfinite_pending,
-                "newest_healthy_checkpoint": self._newest_healthy,
                 "num_unannounced": self._health.num_unannounced,
                 "num_dropped": self._health.num_dropped,
                 "verdicts": [verdict.to_dict() for verdict in self._health.verdicts],

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.health_text import Health, health_lines
+from pipeline.checkpoint_folder import checkpoint_name
 from tests.unit.test_exporters import a_verdict
 from trainer.health.records import Severity, Verdict
 
@@ -18,7 +19,6 @@ def a_health(*verdicts: Verdict, **changes: Any) -> Health:
         step=40,
         time_s=0.0,
         verdicts=verdicts,
-        newest_healthy_checkpoint=None,
         num_unannounced=0,
         num_dropped=0,
         summary="gradient health costs nothing",
@@ -50,7 +50,18 @@ def test_what_is_not_kept_is_said_with_its_place(tmp_path: Path) -> None:
     assert f"12 more were resolved longer ago: {tmp_path / 'journal.jsonl'} has them" in lines
 
 
-def test_no_way_back_is_printed_to_a_checkpoint_that_is_not_there(tmp_path: Path) -> None:
-    lines = health_lines(tmp_path, a_health(a_verdict(1, severity=Severity.CRITICAL)), everything=False)
+def test_the_way_back_is_to_the_newest_healthy_checkpoint_that_is_there(tmp_path: Path) -> None:
+    """Not to one that was thinned out, says that it is not healthy, or is half written."""
+    open_one = a_health(a_verdict(1, severity=Severity.CRITICAL))
 
-    assert "no checkpoint of this run was healthy: begin again, with the fix" in lines
+    def printed() -> list[str]:
+        return [line for line in health_lines(tmp_path, open_one, everything=False) if "healthy checkpoint" in line]
+
+    assert printed() == ["there is no healthy checkpoint of this run: begin again, with the fix"]
+    for step, text in ((10, '{"healthy": true}'), (20, '{"healthy": true}'), (30, '{"healthy": false}'), (40, "{")):
+        folder = tmp_path / "checkpoints" / checkpoint_name(step)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(text)
+    assert printed() == ["newest healthy checkpoint: step 20"]
+    (tmp_path / "checkpoints" / checkpoint_name(20)).rename(tmp_path / "moved")
+    assert printed() == ["newest healthy checkpoint: step 10"]

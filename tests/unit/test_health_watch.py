@@ -13,12 +13,15 @@ from torch import nn
 
 from pipeline.checkpoint_folder import checkpoint_name, checkpoint_steps, read_state
 from pipeline.config_job import Job
+from pipeline.json_lines import read_lines
 from pipeline.run_folder import RunFolder
 from tests.memory_streams import MemoryStreams, make_job, run
 from trainer import loop
 from trainer import watch as watch_module
+from trainer.checkpoint_writer import CheckpointWriter
 from trainer.health.monitor import GradientHealth
 from trainer.health.overhead import Pace
+from trainer.record import Progress
 from trainer.watch import open_watch
 from trainer.watch_text import line_text
 
@@ -129,3 +132,40 @@ def test_what_telling_took_is_in_the_summary_and_the_line() -> None:
 
     assert "5.00% for telling" in str(overhead)
     assert line_text(1, (), (), (), None, overhead).endswith("watching costs 5.0 %")
+
+
+def test_the_last_healthy_checkpoint_stays_until_there_is_a_newer_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two are kept, and both are of a run gone wrong: without the older one there would be no way back."""
+    path, checkpoint = tmp_path / "run", {"every_steps": 10, "keep": 2}
+    streams = MemoryStreams(num_epochs=12, poisoned_step=22)
+    kept: list[dict[int, bool]] = []
+    job = a_job(tmp_path, checkpoint=checkpoint)
+
+    def note(progress: Progress) -> None:
+        if progress.num_steps_done % 10 == 9:
+            kept.append(healthy_steps(path))
+
+    save = CheckpointWriter.save
+
+    def save_at_once(self: CheckpointWriter, *arguments: Any) -> None:
+        save(self, *arguments)
+        self.wait()
+
+    monkeypatch.setattr(CheckpointWriter, "save", save_at_once)
+    run(job, streams, path, note)
+
+    assert {20: True, 50: False, 60: False} == kept[6]
+    assert {70: False, 80: True} == kept[8], "fifty finite steps later"
+    assert {110: True, 120: True} == healthy_steps(path)
+
+
+def test_what_the_watch_said_of_a_checkpoints_last_step_is_within_its_mark(tmp_path: Path) -> None:
+    """Going back to the checkpoint keeps the journal up to there: its own verdict would be lost, and not said again."""
+    path = tmp_path / "run"
+    run(a_job(tmp_path, checkpoint={"every_steps": 10}), MemoryStreams(poisoned_step=19), path)
+    num_lines = read_state(path / "checkpoints" / checkpoint_name(20))["journal_lines"]
+
+    actions = [line["action"] for line in read_lines(path / "journal.jsonl")[:num_lines]]
+    assert "verdict" in actions
