@@ -386,6 +386,29 @@ def test_what_is_said_of_steps_does_not_depend_on_how_many_are_measured(light_ev
     assert "not measured" not in spike.fix
 
 
+def test_a_step_in_bf16_is_measured_as_float64_would_within_its_eight_bits(seen: list[StepStats | DeepStats]) -> None:
+    """autocast's activations are rounded, gradients of float32 weights are not: norms agree to a few hundredths."""
+    model = mlp(num_hidden=6)
+    before = copy.deepcopy(model).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    health = GradientHealth(model, optimizer, every_steps=50, is_told=True, config=HealthConfig(num_classes=4))
+    stepper = Stepper(model, optimizer, precision="bf16", accumulate=2, observer=HealthObserver(health, lambda _: None))
+    images, labels = data(0)
+    stepper.step(a_batch(0, images, labels), lr=0.1)
+    health.flush()
+
+    functional.cross_entropy(before(images.double()), labels).backward()
+    norms = [float(one.grad.norm()) for one in before.parameters() if one.grad is not None]
+    step, deep = seen
+    assert isinstance(step, StepStats)
+    assert isinstance(deep, DeepStats)
+    assert step.grad_norm == pytest.approx(math.hypot(*norms), rel=0.02)
+    assert step.parameter_norms == pytest.approx(norms, rel=0.05)
+    assert [one.grad_norm for one in deep.parameters] == pytest.approx(norms, rel=0.05)
+    assert step.parameter_norms != pytest.approx(norms, rel=1e-6), "it was computed in bf16"
+    assert () == health.verdicts
+
+
 def a_batch(step: int, images: torch.Tensor, labels: torch.Tensor) -> Batch:
     return Batch(
         step=step,
