@@ -61,7 +61,7 @@ def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginni
     """A run in a new folder, with every swap of the run whose timeline.jsonl is given; it follows no chain file."""
     if not timeline_file.is_file():
         raise _refused(str(timeline_file), "--timeline", "the timeline.jsonl of a run", "no such file")
-    entries = entries_of(changes_of(read_lines(timeline_file), timeline_file))
+    entries = entries_of(changes_of(read_lines(timeline_file, is_synced=True), timeline_file))
     _require_fitting(job, entries, timeline_file)
     recipes = resume.recipes_of(_run_of(timeline_file), job, entries)
     begun = begin_new(job, run_dir)

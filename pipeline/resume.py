@@ -125,12 +125,12 @@ def require_whole_quarantine(folder: Path, resumption: Resumption, *, is_going_b
         _num_journaled(folder, "quarantined", num_kept(state)["journal"] if is_going_back else None),
         num_kept(state)["quarantine"],
     )
-    num_found = sum(1 for _ in iter_lines(path))
+    num_found = sum(1 for _ in iter_lines(path, is_synced=True))
     if num_found < num_written:
         raise RunFailed(
             f"{path}: samples that this run has substituted are not in it\n"
             f"  expected: {num_written} lines\n"
-            f"  got:      {num_found}: lines are missing at its end, or were damaged\n"
+            f"  got:      {num_found}: lines are missing at its end\n"
             f"  to go on: {_RESTORE}"
         )
 

@@ -104,24 +104,32 @@ class RunFolder:
 
     @classmethod
     def _tidied(cls, path: Path, lock: RunLock) -> RunFolder:
+        folder = cls(path, lock)  # first: a folder with a damaged file is refused as it is
         (path / "chains").mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         for each in (path, path / "chains"):
             remove_partial(each)
         incomplete = checkpoint_folder.tidy(path / "checkpoints")
-        gone_back = branch.finish(path)
-        folder = cls(path, lock)
-        for name in incomplete:
-            folder.append_event("checkpoint_incomplete", checkpoint=name)
-        for step, name in gone_back:
-            folder.append_event("went_back", step=step, branch=name)
+        gone_back: list[tuple[int, str]] = []
+        if branch.is_cut_short(path):
+            folder.rewrite(lambda each: gone_back.extend(branch.finish(each)))
         folder.tidied = (
+            *(
+                f"{lines.path.name}: its last lines ({lines.num_damaged}) are damaged and were left out: a machine "
+                "that loses power leaves such, and so does a failing disk"
+                for lines in folder._all_lines
+                if lines.num_damaged
+            ),
             *(f"the checkpoint {name} was incomplete and was passed over: it was being written" for name in incomplete),
             *(
                 f"going back to step {step} was cut short and is done now: {name} has the rest"
                 for step, name in gone_back
             ),
         )
+        for name in incomplete:
+            folder.append_event("checkpoint_incomplete", checkpoint=name)
+        for step, name in gone_back:
+            folder.append_event("went_back", step=step, branch=name)
         return folder
 
     @property

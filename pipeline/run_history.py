@@ -42,7 +42,7 @@ class Recorded:
 def read_changes(folder: Path) -> tuple[TimelineChange, ...]:
     """The lines of timeline.jsonl, in order."""
     path = folder / "timeline.jsonl"
-    return changes_of(read_lines(path), path)
+    return changes_of(read_lines(path, is_synced=True), path)
 
 
 def changes_of(records: Iterable[Mapping[str, Any]], path: Path) -> tuple[TimelineChange, ...]:
@@ -71,7 +71,7 @@ def read_timeline(folder: Path) -> tuple[TimelineEntry, ...]:
 def read_quarantine(folder: Path) -> dict[str, dict[int, int]]:
     """Stream role -> position -> the attempt at a substitute that its samples begin with."""
     quarantined: dict[str, dict[int, int]] = {}
-    for line in iter_lines(folder / "quarantine.jsonl"):
+    for line in iter_lines(folder / "quarantine.jsonl", is_synced=True):
         attempts = quarantined.setdefault(line["stream"], {})
         attempts[line["position"]] = max(attempts.get(line["position"], 0), line["lost_attempt"] + 1)
     return quarantined

@@ -116,6 +116,31 @@ def test_a_refused_going_back_has_moved_nothing(reason: str, job_file: Path, run
     assert after.keys() - before.keys() <= {f"chains/{job.train.digest}.yaml"}, "no more than a chain that was missing"
 
 
+@pytest.mark.parametrize("name", ["timeline.jsonl", "quarantine.jsonl"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "no newline", "a line is missing"])
+def test_a_resume_that_a_damaged_end_refuses_has_changed_nothing(
+    damage: str, name: str, job_file: Path, run: Path
+) -> None:
+    """Each time it is tried: what is left of the line may be what a person needs."""
+    with RunFolder.resume(run) as folder:
+        folder.append_quarantine({"stream": "train", "position": 1, "lost_attempt": 0})
+    whole = (run / name).read_bytes()
+    flipped = whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:]
+    without = b"".join(whole.splitlines(keepends=True)[:-1])
+    (run / name).write_bytes({"a flipped bit": flipped, "no newline": whole[:-1], "a line is missing": without}[damage])
+    (run / "checkpoints/.partial-step-00000005").mkdir()
+    before = content(run)
+    for _ in range(2):
+        expected = rf"{name}:\d: line \d is damaged" if damage == "a flipped bit" else rf"{name}: .*\n.*\d lines\n"
+        with pytest.raises(RunFailed, match=expected):
+            resume(load_job(job_file), run)
+        after = content(run)
+        assert (after[name], after["timeline.jsonl"]) == (before[name], before["timeline.jsonl"])
+        if damage == "a flipped bit":
+            assert after == before
+            assert (run / "checkpoints/.partial-step-00000005").exists()
+
+
 def test_going_back_with_batches_that_can_not_be_filled_has_moved_nothing(job_file: Path, tmp_path: Path) -> None:
     job, run = load_job(job_file, ["train.last_batch=drop"]), tmp_path / "run"
     trained(job, begin_new(job, run), 4)

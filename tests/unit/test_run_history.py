@@ -262,10 +262,14 @@ def test_a_substituted_sample_that_is_missing_from_the_quarantine_is_noticed(kno
         (path / "journal.jsonl").unlink()
     require_whole_quarantine(path, choose_checkpoint(path))
     whole = (path / "quarantine.jsonl").read_bytes()
-    for damaged, num_lines in ((whole[:-9] + b"x" + whole[-8:], 1), (b"", 0)):
+    for damaged, num_lines in ((whole[:-9], 1), (b"", 0)):
         (path / "quarantine.jsonl").write_bytes(damaged)
         with pytest.raises(RunFailed, match=rf"expected: 2 lines\n  got:      {num_lines}: lines are missing"):
             require_whole_quarantine(path, choose_checkpoint(path))
+    (path / "quarantine.jsonl").write_bytes(whole[:-9] + b"x" + whole[-8:])
+    with pytest.raises(RunFailed, match=r"quarantine\.jsonl:2: line 2 is damaged"):
+        require_whole_quarantine(path, choose_checkpoint(path))
+    (path / "quarantine.jsonl").write_bytes(b"")
     require_whole_quarantine(path, choose_checkpoint(path, 4), is_going_back=True)
 
 
