@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.following import GIVEN, past_short_batch
 from pipeline.json_lines import read_lines
 from pipeline.plan import first_entries, open_job_source, timeline_of
+from pipeline.recipe import Recipe
 from pipeline.resume import Resumption
 from pipeline.resume_differences import Difference, job_differences, require_resumable
 from pipeline.run_folder import RunFolder
@@ -53,8 +54,7 @@ class Beginning:
 
 def begin_new(job: Job, run_dir: Path) -> Beginning:
     """A run in a new folder."""
-    folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)))
-    return _written(job, Beginning(folder=folder))
+    return Beginning(folder=RunFolder.create(run_dir, job_text(job, dump_job(job.config)), _own(job)))
 
 
 def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginning:
@@ -64,18 +64,12 @@ def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginni
     entries = entries_of(changes_of(read_lines(timeline_file, is_synced=True), timeline_file))
     _require_fitting(job, entries, timeline_file)
     recipes = resume.recipes_of(_run_of(timeline_file), job, entries)
-    begun = begin_new(job, run_dir)
-    try:
-        for recipe in recipes.values():
-            begun.folder.write_recipe(recipe)
-        why = f"{GIVEN}: {timeline_file}"
-        begun.folder.append_timeline(TimelineChange(from_step=0, entries=entries, why=why))
-    except BaseException:
-        begun.folder.discard_if_unused()
-        begun.folder.close()
-        raise
+    why = f"{GIVEN}: {timeline_file}"
+    given = TimelineChange(from_step=0, entries=entries, why=why)
+    all_recipes = {recipe.digest: recipe for recipe in (*_own(job), *recipes.values())}
+    folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)), all_recipes.values(), given)
     note = f"{why}; the job's own chains are not used"
-    return replace(begun, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
+    return Beginning(folder=folder, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
 
 
 def begin_resumed(
@@ -92,7 +86,8 @@ def begin_resumed(
 
 def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: bool, accept_changes: bool) -> Beginning:
     path = folder.path
-    _write_recipes(job, folder)  # heals a chain file that is lost or damaged, where the job still has it
+    for recipe in _own(job):  # heals a chain file that is lost or damaged, where the job still has it
+        folder.write_recipe(recipe)
     resumed = resume.choose_checkpoint(path, from_step)
     going_back = from_step is not None and branch.has_later_records(path, resumed.step, resumed.state)
     if going_back and not is_branch:
@@ -180,20 +175,10 @@ def _run_of(timeline_file: Path) -> Path:
     raise _refused(str(timeline_file), "--timeline", expected, "no chains/ beside it", "name it where the run left it")
 
 
-def _written(job: Job, begun: Beginning) -> Beginning:
-    try:
-        _write_recipes(job, begun.folder)
-    except BaseException:
-        begun.folder.discard_if_unused()
-        begun.folder.close()
-        raise
-    return begun
-
-
-def _write_recipes(job: Job, folder: RunFolder) -> None:
-    for recipe in (job.train, *(later.recipe for later in job.later), job.eval):
-        if recipe is not None:
-            folder.write_recipe(recipe)
+def _own(job: Job) -> list[Recipe]:
+    """The recipes that the job itself names."""
+    maybe_recipes = (job.train, *(later.recipe for later in job.later), job.eval)
+    return [recipe for recipe in maybe_recipes if recipe is not None]
 
 
 def _num_epochs_begun(resumed: Resumption) -> int:

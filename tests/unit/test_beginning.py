@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +180,58 @@ def test_the_timeline_that_is_named_is_the_one_that_is_read(job_file: Path, run:
     with pytest.raises(ConfigError, match=r"timeline\.jsonl: --timeline\n.*chains/ has.*\n  got:      no chains/"):
         begin_with_timeline(job, tmp_path / "third", tmp_path / "far/away/timeline.jsonl")
     assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_run_killed_while_it_was_created_resumes_as_it_was_asked_for_or_begins_anew(
+    is_given: bool, job_file: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--timeline` above all: its swaps are the run, and the job's own chains would train without a word."""
+    job, new, kills = load_job(job_file), tmp_path / "new", list[Path]()
+
+    def begin(path: Path) -> Beginning:
+        return begin_with_timeline(job, path, run / "timeline.jsonl") if is_given else begin_new(job, path)
+
+    def kill(real: Callable[..., Any], *arguments: Any) -> Any:
+        kills.append(tmp_path / f"killed-{len(kills)}")
+        shutil.copytree(new, kills[-1])
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "fsync", "rename"):
+            patch.setattr(os, name, functools.partial(kill, getattr(os, name)))
+        asked = begin(new)
+    expected = timeline(job, asked).entries
+    asked.folder.close()
+    kills.append(new)
+    resumable = [path for path in kills if (path / "job.yaml").exists()]
+    assert 1 < len(resumable) < len(kills)
+    for path in kills:
+        if path in resumable:
+            begun = resume(job, path)
+        else:
+            with pytest.raises(ConfigError, match=r"a folder without job\.yaml\n.* start a new one"):
+                resume(job, path)
+            begun = begin(path)
+        assert timeline(job, begun).entries == expected, path
+        begun.folder.close()
+
+
+@pytest.mark.parametrize("left", ["a step", "a checkpoint", "an older job"])
+def test_a_run_whose_job_was_lost_is_not_begun_anew(left: str, job_file: Path, run: Path) -> None:
+    """It is what somebody has trained for days."""
+    (run / "job.yaml").unlink()
+    if left != "a step":
+        for file in run.glob("*.jsonl"):
+            file.write_bytes(b"")
+    if left != "a checkpoint":
+        shutil.rmtree(run / "checkpoints")
+    if left == "an older job":
+        (run / "job-1.yaml").write_text("job")
+    before = content(run)
+    with pytest.raises(ConfigError, match="the folder of an earlier run"):
+        begin_new(load_job(job_file), run)
+    assert content(run) == before
 
 
 def test_an_incomplete_checkpoint_is_passed_over_with_a_warning_that_names_it(job_file: Path, run: Path) -> None:
