@@ -18,6 +18,7 @@ import msgspec
 
 from pipeline.config import load_chain, load_job, parse_yaml
 from pipeline.config_job import Job
+from pipeline.config_paths import absolute_chain, chain_path
 from pipeline.errors import ConfigError, Problem, RunFailed
 from pipeline.json_lines import iter_lines, read_lines
 from pipeline.located import ProblemList
@@ -48,11 +49,24 @@ def read_changes(folder: Path) -> tuple[TimelineChange, ...]:
 def changes_of(records: Iterable[Mapping[str, Any]], path: Path) -> tuple[TimelineChange, ...]:
     """The changes that lines of timeline.jsonl stand for."""
     try:
-        return tuple(msgspec.convert(record, TimelineChange) for record in records)
+        changes = [msgspec.convert(record, TimelineChange) for record in records]
     except msgspec.ValidationError as error:
         raise RunFailed(
             f"{path}: a line is no change of a timeline: {error}\n  to go on: was it written by another version?"
         ) from error
+    return tuple(
+        msgspec.structs.replace(
+            change,
+            entries=named_alike(change.entries),
+            files={_present_name(file): recipe for file, recipe in change.files.items()},
+        )
+        for change in changes
+    )
+
+
+def named_alike(entries: Iterable[TimelineEntry]) -> tuple[TimelineEntry, ...]:
+    """Recorded entries with the names that chain files have today: older versions spelled some otherwise."""
+    return tuple(msgspec.structs.replace(entry, file=_present_name(entry.file)) for entry in entries)
 
 
 def entries_of(changes: Iterable[TimelineChange]) -> tuple[TimelineEntry, ...]:
@@ -159,7 +173,7 @@ def load_run_job(folder: Path) -> Job:
     for stream in ("train", "eval"):  # the chains' own files again, where an override stood in
         section = getattr(config, stream)
         if section is not None:
-            section = section.model_copy(update={"chain": plain[stream]["chain"]})
+            section = section.model_copy(update={"chain": absolute_chain(plain[stream]["chain"], folder)})
             config = config.model_copy(update={stream: section})
     later = tuple(replace(each, file=written.get(f"epoch {each.from_epoch}", ("", each.file))[1]) for each in job.later)
     train_file = written.get("train", ("", job.train_file))[1]
@@ -167,12 +181,16 @@ def load_run_job(folder: Path) -> Job:
     return replace(job, config=config, train_file=train_file, later=later, eval_file=eval_file, file_digests={})
 
 
+def _present_name(file: str) -> str:
+    return chain_path(file, Path("/")) if file.startswith("/") else file
+
+
 def _written_recipes(text: str) -> dict[str, tuple[str, str]]:
     """`train`, `eval`, `epoch 8` -> the recipe's digest and the user's own chain file."""
     written = {}
     for name, digest, file in _RECIPE_LINE.findall(text):
         try:
-            written[name] = (digest, str(json.loads(file)))
+            written[name] = (digest, _present_name(str(json.loads(file))))
         except ValueError:  # damaged: the job's own path holds
             continue
     return written

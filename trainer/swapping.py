@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from pipeline.errors import Problem, RunFailed
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.swaps import previous_recipe, swap_by_command, swap_by_edit
@@ -176,8 +178,13 @@ class Swapping:
         return Outcome(done=True, text=text)
 
     def _change(self, probing: _Probing, step: int) -> TimelineChange | None:
-        make = swap_by_edit if probing.wish.edited else swap_by_command
-        return make(self._course.timeline, step, probing.recipe.digest, probing.file, probing.wish.why)
+        wish, file, digest = probing.wish, probing.file, probing.recipe.digest
+        make = swap_by_edit if wish.edited else swap_by_command
+        change = make(self._course.timeline, step, digest, file, wish.why)
+        # Who swaps to a file has read it: what it held then is no edit when the run is resumed, also where the swap
+        # was taken back since. `--to previous` reads none.
+        is_read = file and wish.recipe is not None
+        return msgspec.structs.replace(change, files={file: digest}) if change and is_read else change
 
     def _earliest(self, first_step: int, wish: Wish) -> int:
         """No boundary lies below what has arrived, or was ever delivered in this run."""

@@ -73,6 +73,18 @@ def test_the_runs_job_is_the_one_it_was_begun_with_whatever_became_of_its_chain_
     ]
 
 
+def test_a_runs_job_that_an_older_version_spelled_otherwise_is_the_same_job(job_file, tmp_path):
+    """Its chains are no other schedule for having been written with `..`."""
+    job = load_job(job_file)
+    new_run(job, tmp_path / "run").close()
+    path = tmp_path / "run/job.yaml"
+    path.write_text(path.read_text().replace(f"{tmp_path}/", f"{tmp_path}/run/../"))
+    again = load_run_job(tmp_path / "run")
+    assert (again.config.train.chain, again.config.eval.chain) == (job.config.train.chain, job.config.eval.chain)
+    assert (again.train_file, again.later, again.eval_file) == (job.train_file, again.later, job.eval_file)
+    assert [each.file for each in again.later] == [each.file for each in job.later]
+
+
 def test_a_recipe_comes_back_from_its_digest_and_what_differs_is_told_apart(job_file, tmp_path):
     """An edited chain file, and a plug-in that is another now, call for different things."""
     job = load_job(job_file)
@@ -193,6 +205,22 @@ def test_a_timeline_that_all_files_agree_on_is_the_runs(tmp_path):
     resumed = choose_checkpoint(path)
     assert require_one_timeline(path, resumed) == (entry(0), entry(10, "bb"))
     assert (resumed.step, resumed.free_from_step, sorted(resumed.recorded)) == (8, 12, [8, 9, 10, 11])
+
+
+def test_chain_files_that_an_older_version_spelled_otherwise_are_known_again(tmp_path):
+    """With `..`, or by way of a link; the checkpoint's copy of the timeline as well."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "link").symlink_to("jobs")
+    path, name = tmp_path / "run", str(tmp_path / "jobs" / "strong.yaml")
+    spelled = [str(tmp_path / "jobs/../jobs/strong.yaml"), str(tmp_path / "link/strong.yaml")]
+    entries = [msgspec.structs.replace(entry(10 * number), file=file) for number, file in enumerate(spelled)]
+    with RunFolder.create(path, "job\n") as folder:
+        change = TimelineChange(from_step=0, entries=tuple(entries), why="start", files={spelled[0]: "aa"})
+        folder.append_timeline(change)
+        state = {"step": 8, "timeline": msgspec.to_builtins(entries), "timeline_lines": 1}
+        folder.write_checkpoint(8, {}, state)
+    assert [each.file for each in require_one_timeline(path, choose_checkpoint(path))] == [name, name]
+    assert read_changes(path)[0].files == {name: "aa"}
 
 
 def test_a_swap_that_is_missing_from_the_timeline_is_noticed(tmp_path):
