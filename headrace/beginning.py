@@ -17,7 +17,7 @@ from pipeline.checkpoint_folder import set_aside
 from pipeline.config import dump_job
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
-from pipeline.following import GIVEN, past_short_batch
+from pipeline.following import EVALUATION_WAITS, GIVEN, past_short_batch
 from pipeline.json_lines import read_lines
 from pipeline.plan import first_entries, open_job_source, timeline_of
 from pipeline.recipe import Recipe
@@ -29,6 +29,7 @@ from pipeline.run_history import (
     entries_of,
     has_had_checkpoints,
     job_text,
+    kept_evaluation,
     load_run_job,
     num_unrecorded_steps,
 )
@@ -41,6 +42,8 @@ from pipeline.timeline import TimelineChange, TimelineEntry, after
 class Beginning:
     """A run that can start."""
 
+    job: Job
+    """As it was asked for; of a resumed run with the chain that its evaluations have used so far."""
     folder: RunFolder
     start: StreamStart = field(default_factory=StreamStart)
     resumed: Resumption | None = None
@@ -54,7 +57,7 @@ class Beginning:
 
 def begin_new(job: Job, run_dir: Path) -> Beginning:
     """A run in a new folder."""
-    return Beginning(folder=RunFolder.create(run_dir, job_text(job, dump_job(job.config)), _own(job)))
+    return Beginning(job=job, folder=RunFolder.create(run_dir, job_text(job, dump_job(job.config)), _own(job)))
 
 
 def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginning:
@@ -69,7 +72,7 @@ def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginni
     all_recipes = {recipe.digest: recipe for recipe in (*_own(job), *recipes.values())}
     folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)), all_recipes.values(), given)
     note = f"{why}; the job's own chains are not used"
-    return Beginning(folder=folder, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
+    return Beginning(job=job, folder=folder, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
 
 
 def begin_resumed(
@@ -86,6 +89,8 @@ def begin_resumed(
 
 def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: bool, accept_changes: bool) -> Beginning:
     path = folder.path
+    if (kept := kept_evaluation(path, job)) is not None:
+        job = replace(job, eval=kept)
     for recipe in _own(job):  # heals a chain file that is lost or damaged, where the job still has it
         folder.write_recipe(recipe)
     resumed = resume.choose_checkpoint(path, from_step)
@@ -114,11 +119,14 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     notes, lost = [_where(resumed, folder.attempt)], _lost_records(path, resumed)
     if going_back:
         notes.append(f"what came after step {resumed.step} is kept in {_go_back(folder, resumed)}")
+    if kept is not None:
+        notes.append(f"edit of {job.eval_file}: {EVALUATION_WAITS}")
     if differences:
         notes.append("the job differs from the run's job.yaml:\n" + "\n".join(each.lines() for each in differences))
     _take_over(job, folder, resumed, differences, seam)
     entries = after(entries, seam) if seam else entries
     return Beginning(
+        job=job,
         folder=folder,
         start=resume.stream_start(path, job, resumed, entries),
         resumed=resumed,

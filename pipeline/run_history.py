@@ -20,6 +20,7 @@ from pipeline.config import load_chain, load_job, parse_yaml
 from pipeline.config_job import Job
 from pipeline.config_paths import absolute_chain, chain_path
 from pipeline.errors import ConfigError, Problem, RunFailed
+from pipeline.following import files_read
 from pipeline.json_lines import iter_lines, read_lines
 from pipeline.located import ProblemList
 from pipeline.recipe import Chain, Decode, Recipe
@@ -125,6 +126,39 @@ def load_recipe(folder: Path, digest: str, job: Job) -> Recipe:
     if as_written is not None and as_written.digest == digest:
         raise ConfigError(tuple(_outside_differences(problem, as_written, recipe)))
     raise ConfigError(problem)
+
+
+def kept_chain(folder: Path, file: str) -> Chain | None:
+    """The chain that the run of a folder read last from a chain file; None where it has none that is whole."""
+    digests = {name: digest for digest, name in _job_recipes(folder).values()}  # that of the evaluation too
+    return _whole_chain(folder, (digests | files_read(read_changes(folder))).get(file, ""))
+
+
+def kept_evaluation(folder: Path, job: Job) -> Recipe | None:
+    """What evaluations use that is not what their chain file holds now; None unless that file was edited."""
+    digest, file = _job_recipes(folder).get("eval", ("", ""))
+    if job.eval is None or not file or file != job.eval_file:
+        return None
+    chain = _whole_chain(folder, digest)
+    kept = job.recipe_of(chain) if chain is not None else job.eval
+    return kept if kept.digest != job.eval.digest else None
+
+
+def _job_recipes(folder: Path) -> dict[str, tuple[str, str]]:
+    """As `_written_recipes`, of the folder's job.yaml."""
+    path = folder / "job.yaml"
+    return _written_recipes(path.read_text(errors="replace")) if path.is_file() else {}
+
+
+def _whole_chain(folder: Path, digest: str) -> Chain | None:
+    """The chain of a recipe, None unless it is as it was written."""
+    path = folder / "chains" / f"{digest}.yaml"
+    try:
+        chain = load_chain(path)
+    except ConfigError:
+        return None
+    written = _as_written(path, chain)
+    return chain if written is not None and written.digest == digest else None
 
 
 def recipe_text(recipe: Recipe, chain_text: str) -> str:

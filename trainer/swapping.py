@@ -34,12 +34,14 @@ class Wish:
     """The boundary; None: as soon as possible."""
     edited: str = ""
     """The chain file whose edit this is, "" for a command."""
+    was_down: bool = False
+    """The edit was made while the run was down."""
 
     @property
     def why(self) -> str:
         """For the timeline."""
         if self.edited:
-            return f"edit of {self.edited}"
+            return f"edit of {self.edited}{' while the run was down' if self.was_down else ''}"
         return "headrace swap" if self.recipe is not None else "headrace swap --to previous"
 
 
@@ -82,6 +84,11 @@ class Swapping:
     def probing(self) -> Recipe | None:
         """The recipe that waits for its probe."""
         return self._probing.recipe if self._probing else None
+
+    @property
+    def is_settled(self) -> bool:
+        """True if every wish has its outcome; may be asked from any thread."""
+        return self._probing is None and not self._waiting
 
     def outcome(self, operation: str) -> Outcome | None:
         """What became of an operation, if that is known and not long ago."""
@@ -134,8 +141,8 @@ class Swapping:
             if self._change(probing, step) is None:
                 self._end(wish, self._no_change(probing, step))
                 continue
+            self._probing = probing  # first, so that it never looks as if all were settled
             self._waiting.remove(wish)
-            self._probing = probing
 
     def _swap(self, probing: _Probing, spec: BatchSpec, earliest: int, hint: int) -> Outcome:
         course, recipe = self._course, probing.recipe

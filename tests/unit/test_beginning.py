@@ -43,8 +43,9 @@ def job_file(tmp_path: Path) -> Path:
 
 def timeline(job: Job, begun: Beginning) -> Timeline:
     """The timeline is on disk, as before the first batch."""
-    entries, _ = begin_timeline(job, N, begun.start, 0, begun.folder)
-    return timeline_of(job, "train", N, entries)
+    made = begin_timeline(job, N, begun.start, 0, begun.folder)
+    made.write()
+    return timeline_of(job, "train", N, made.entries)
 
 
 def trained(job: Job, begun: Beginning, stop: int) -> None:
@@ -240,6 +241,26 @@ def test_an_incomplete_checkpoint_is_passed_over_with_a_warning_that_names_it(jo
     begun.folder.close()
     (warning,) = begun.warnings
     assert "step-00000005 was incomplete and was passed over" in warning
+
+
+def test_an_edit_of_the_chain_that_evaluations_use_waits_for_the_next_run(job_file: Path, tmp_path: Path) -> None:
+    """As in a running job; also where it is a train chain's file too, and may be refused as that."""
+    overrides, run = ["eval={source: arrays, chain: strong.yaml}"], tmp_path / "run"
+    job = load_job(job_file, overrides)
+    trained(job, begin_new(job, run), 3)
+    for chain in ('["Transpose"]', '["HorizontalFlop"]'):
+        (tmp_path / "strong.yaml").write_text(chain)
+        for _ in range(2):  # job.yaml goes on naming the chain in use
+            edited = load_job(job_file, overrides)
+            begun = resume(edited, run)
+            begun.folder.close()
+            assert begun.job.eval is not None
+            assert (begun.job.eval.digest, begun.job.train) == (job.train.digest, edited.train)
+            assert f"edit of {job.eval_file}: evaluations of a run compare under one chain only" in begun.notes[-1]
+    begun = resume(load_job(job_file, ["eval={source: arrays, chain: weak.yaml}"]), run)  # another one is no edit
+    begun.folder.close()
+    assert begun.job.eval is not None
+    assert [node.name for node in begun.job.eval.chain.nodes] == ["VerticalFlip"]
 
 
 def test_more_epochs_leave_the_short_last_batch_as_it_was_trained_on(job_file: Path, run: Path) -> None:

@@ -6,7 +6,7 @@ import shutil
 import msgspec
 import pytest
 
-from pipeline.config import dump_job, load_job
+from pipeline.config import dump_job, load_job, parse_chain
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line, read_lines
 from pipeline.resume import choose_checkpoint, require_one_timeline, require_whole_quarantine
@@ -14,6 +14,7 @@ from pipeline.run_folder import RunFolder, live_run
 from pipeline.run_history import (
     has_had_checkpoints,
     job_text,
+    kept_chain,
     load_recipe,
     load_run_job,
     num_unrecorded_steps,
@@ -71,6 +72,35 @@ def test_the_runs_job_is_the_one_it_was_begun_with_whatever_became_of_its_chain_
     assert [(each.from_epoch, each.recipe.digest, each.file) for each in again.later] == [
         (each.from_epoch, each.recipe.digest, each.file) for each in job.later
     ]
+
+
+def test_a_chain_file_that_can_not_be_used_is_replaced_by_what_the_run_read_last_from_it(job_file, tmp_path):
+    """A bad edit ends no run that is resumed; where the run has no such chain, or not as it was, the job is refused."""
+    job, run = load_job(job_file), tmp_path / "run"
+    live = job.recipe_of(parse_chain(b"[Transpose, Normalize, ToTensorV2]", "strong.yaml"))
+    with new_run(job, run) as folder:
+        folder.append_timeline(change(entry(0, job.train.digest)))
+        folder.write_recipe(live)
+        folder.append_timeline(TimelineChange(from_step=4, entries=(), why="edit", files={job.train_file: live.digest}))
+    for name in ("strong", "eval"):
+        (tmp_path / f"{name}.yaml").write_text("- [")
+
+    def resumed():
+        return load_job(job_file, kept=lambda config, file: kept_chain(run, file))
+
+    again = resumed()
+    assert (again.train.digest, again.eval.digest) == (live.digest, job.eval.digest)
+    assert sorted(again.refused_files) == [job.eval_file, job.train_file]
+    assert str(again.refused_files[job.train_file][0]).startswith(f"{job.train_file}:1")
+    assert kept_chain(run, str(tmp_path / "other.yaml")) is None
+    path = run / f"chains/{live.digest}.yaml"
+    for damaged in (path.read_text().replace("Transpose", "HorizontalFlip"), "", None):
+        path.unlink() if damaged is None else path.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"strong\.yaml:1"):
+            resumed()
+    shutil.rmtree(run)
+    with pytest.raises(ConfigError, match=r"strong\.yaml:1(.|\n)*eval\.yaml:1|eval\.yaml:1(.|\n)*strong\.yaml:1"):
+        resumed()
 
 
 def test_a_runs_job_that_an_older_version_spelled_otherwise_is_the_same_job(job_file, tmp_path):
