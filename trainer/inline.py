@@ -115,6 +115,14 @@ class InlineReceiver:
         """Somebody wants another chain, from the next batch on; from any thread."""
         self._wishes.append(wish)
 
+    def wait_for_wishes(self) -> None:
+        """Until every wish has its outcome: they are granted or refused here."""
+        self._fulfil_wishes()
+
+    def release(self) -> None:
+        """Nothing is made before it is asked for, held or not."""
+        self._course.is_held = False
+
     def end(self) -> None:
         """Nothing to close."""
 

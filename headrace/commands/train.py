@@ -27,7 +27,8 @@ from headrace.try_fix import DEFAULT_STEPS, require_try_alone
 from headrace.try_fix import try_fix as try_fix_
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
-from pipeline.job import initial_workers
+from pipeline.job import JobConfig, initial_workers
+from pipeline.run_history import kept_chain
 from trainer.stopping import StopNow, StopRequest
 
 if TYPE_CHECKING:
@@ -75,8 +76,12 @@ def train(
         try_fix_(job, overrides, num_steps=try_steps or DEFAULT_STEPS, connect=connect, console=Console())
         return
     _require_sense(resume, from_step, branch=branch, accept_changes=accept_changes, timeline=timeline)
-    loaded = load_job(job, overrides)
-    path = run_dir or Path("runs") / loaded.config.name
+
+    def folder_of(config: JobConfig) -> Path:
+        return run_dir or Path("runs") / config.name
+
+    loaded = load_job(job, overrides, (lambda config, file: kept_chain(folder_of(config), file)) if resume else None)
+    path = folder_of(loaded.config)
     console, stop = Console(), StopRequest()
     with stopping_on_signals(stop, loaded.config.checkpoint.grace_s) as signals:
         if resume:
@@ -84,7 +89,7 @@ def train(
         else:
             begun = begin_with_timeline(loaded, path, timeline) if timeline else begin_new(loaded, path)
         go_on = shlex.join(["headrace", "train", str(job), "--run-dir", str(path), "--resume", *_again(set_, connect)])
-        summary = _train_in_folder(loaded, begun, connect, stop, signals, go_on, console)
+        summary = _train_in_folder(begun.job, begun, connect, stop, signals, go_on, console)
     if summary is None:
         return
     if summary.stopped_by:
