@@ -174,7 +174,7 @@ class Leases:
         actions: list[Action] = []
         for number, held in worker.leases.items():
             stream = self.streams[held.stream]
-            if event.blame and number == in_hand:
+            if event.blame and not event.is_preparing and number == in_hand:
                 place = event.at[1] if event.at else None
                 stream.blame(held.range, event.worker, cause=event.cause, by_itself=event.by_itself, position=place)
                 actions += _lost(stream)
