@@ -118,7 +118,7 @@ class Leases:
             self._forget_stream(event.stream)
             self.streams[event.stream] = StreamSlices(event, now_s)
         elif event.revision > stream.revision:
-            for copies in stream.change(event.timeline, event.revision):
+            for copies in stream.change(event.timeline, event.revision, event.window):
                 self._end_copies(copies)
 
     def _forget_stream(self, stream: StreamId) -> None:
