@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from pipeline.errors import EXIT_USER_INPUT, ConfigError, HeadraceError, PeerUnreachable, Problem, RemoteProtocolError
+from pipeline.pools import POOL_SILENT_S
 from pipeline.probes import PROBE_S
 from pipeline.service_messages import Answer, AskScale, AskStatus, OperatorMessage, Status
 from pipeline.transport import Context, Poller
@@ -27,8 +28,6 @@ RESTART_SILENCE_S = 15.0
 DECISION_S = 2 * PROBE_S
 """How long an operation may wait for a trainer while the dispatcher answers: a chain that hangs while it is tried is
 refused after about PROBE_S."""
-POOL_SILENT_S = 3.0
-"""A pool beats each second."""
 _TELL_AFTER_S = 2.0
 
 

@@ -62,18 +62,17 @@ class OpenStreams:
         stream = (message.stream, message.incarnation)
         self._streams[stream] = message
         self._recipes[stream] = {recipe.digest: recipe for recipe in message.spec.recipes}
+        self._forget_chains()  # a job of days is swapped hundreds of times
 
     def close(self, stream: StreamId) -> None:
         """Forget a stream, and what no other open stream needs."""
         self._streams.pop(stream, None)
         self._recipes.pop(stream, None)
         self._producers.pop(stream, None)
-        self._probed = {key: spec for key, spec in self._probed.items() if key[0] != stream}
         specs = [message.spec for message in self._streams.values()]
         needed = {(spec.source, spec.source_fingerprint) for spec in specs}
         self._sources = {key: source for key, source in self._sources.items() if key in needed}
-        recipes = {digest for recipes in self._recipes.values() for digest in recipes}
-        self._chains = {digest: chain for digest, chain in self._chains.items() if digest in recipes}
+        self._forget_chains()
 
     def is_open(self, stream: StreamId, recipe: str) -> bool:
         """False for a stream that was closed, or whose OpenStream, or the one that names the recipe, never came."""
@@ -118,6 +117,12 @@ class OpenStreams:
             expected = "a chain that delivers one shape and dtype for every sample"
             problem = Problem(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=str(error))
             return (Location.of(problem),)
+
+    def _forget_chains(self) -> None:
+        """What no lease or probe will name any more, as far as OpenStream messages tell."""
+        needed = {digest for recipes in self._recipes.values() for digest in recipes}
+        self._chains = {digest: chain for digest, chain in self._chains.items() if digest in needed}
+        self._probed = {key: spec for key, spec in self._probed.items() if self.is_open(*key)}
 
     def _chain(self, stream: StreamId, digest: str) -> tuple[CompiledChain, Decode]:
         recipe = self._recipes[stream][digest]

@@ -107,6 +107,21 @@ def test_what_no_open_stream_needs_is_dropped(bench: Bench) -> None:
         assert expected == alive()
 
 
+def test_a_stream_that_is_swapped_keeps_the_chains_it_still_names_and_no_others(bench: Bench) -> None:
+    """A job of days is swapped hundreds of times, and each worker is told each time what may still come."""
+    source = bench.write(8)
+    for number in range(100):
+        recipe = Recipe(
+            chain=Chain(file="chain.yaml", nodes=(ChainNode(name="HorizontalFlip", params={"p": number / 100}),))
+        )
+        stream = bench.open("s", source, recipe)
+        bench.probe(stream, recipe)
+        assert list(bench.streams._chains) == [recipe.digest]
+        assert list(bench.streams._probed) == [(stream, recipe.digest)]
+    bench.open("t", source, INVERT)
+    assert list(bench.streams._chains) == [recipe.digest], "another stream's message changes nothing here"
+
+
 def test_opening_a_source_and_building_a_chain_are_work_that_the_pool_can_see(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
