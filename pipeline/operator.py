@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from pipeline.errors import EXIT_USER_INPUT, ConfigError, HeadraceError, PeerUnreachable, Problem, RemoteProtocolError
+from pipeline.pools import POOL_SILENT_S
+from pipeline.probes import PROBE_S
 from pipeline.service_messages import Answer, AskScale, AskStatus, OperatorMessage, Status
 from pipeline.transport import Context, Poller
 from pipeline.wire import decode_message, encode_message
@@ -23,10 +25,9 @@ SILENCE_S = 5.0
 """A dispatcher that says nothing for so long is not there."""
 RESTART_SILENCE_S = 15.0
 """The same for a dispatcher that a living trainer restarts once it has hung for 5 s."""
-DECISION_S = 60.0
-"""How long an operation may wait for a trainer while the dispatcher answers: a chain is tried out for up to 30 s."""
-POOL_SILENT_S = 3.0
-"""A pool beats each second."""
+DECISION_S = 2 * PROBE_S
+"""How long an operation may wait for a trainer while the dispatcher answers: a chain that hangs while it is tried is
+refused after about PROBE_S."""
 _TELL_AFTER_S = 2.0
 
 

@@ -29,11 +29,12 @@ GOOD = (
     "- Slow: {{p: 1.0}}\n- VerticalFlip\n- RandomBrightnessContrast: {{p: 0.{0:02}}}\n",
 )
 WRONG = (
-    ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", "RandomBrightnessContrast.p"),
-    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", "chain"),
-    ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", "shape"),
-    ("- Slow: {p: 1.0}\n- HorizontalFlop\n", "HorizontalFlop"),
+    ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", 2, "RandomBrightnessContrast.p"),
+    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", 1, "chain"),
+    ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", 1, "shape"),
+    ("- Slow: {p: 1.0}\n- HorizontalFlop\n", 2, "HorizontalFlop"),
 )
+"""Text, the line that the refusal must name, and what it must say."""
 
 
 @dataclass
@@ -71,12 +72,12 @@ def swap_by_turns(run_dir: Path, folder: Path, num_swaps: int, pause_s: float) -
                 assert "step" in swap(operator, run.stream, path, text)
                 taken += 1
             else:
-                body, place = next(wrong)
+                body, line, place = next(wrong)
                 with pytest.raises(ConfigError) as refusal:
                     swap(operator, run.stream, path, body + TAIL)
                 told = str(refusal.value)
                 assert place in told, told
-                assert path.name in told, f"refused without the file's name: {told}"
+                assert f"{path.name}:{line}: " in told, f"refused without its place: {told}"
             time.sleep(pause_s)
     return taken
 

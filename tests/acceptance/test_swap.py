@@ -201,6 +201,41 @@ def test_a_bad_edit_is_refused_with_its_place_and_the_old_chain_goes_on(
     assert len(read_changes(folder.path)) == 2
 
 
+STUCK = """
+import time
+from albumentations import ImageOnlyTransform
+
+class StuckAtFirst(ImageOnlyTransform):
+    def __init__(self, p: float = 0.5):
+        time.sleep(3600)
+
+class StuckAtWork(ImageOnlyTransform):
+    def apply(self, img, **params):
+        time.sleep(3600)
+"""
+
+
+def test_a_chain_that_hangs_is_refused_with_its_place_and_the_next_swap_goes_through(
+    tmp_path: Path, arrays: Path, job: Job
+) -> None:
+    """Its only worker is replaced each time; hang_s is short here so that nobody waits for half a minute."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    hanging = load_job(job_file(tmp_path, arrays, plugins=["stuck.py"], hang_s=2.0))
+    file = tmp_path / "other.yaml"
+    with open_streams(hanging, 1) as streams:
+        taken = [take(streams)]
+        for name, place in (("StuckAtFirst", "in __init__"), ("StuckAtWork", "in apply")):
+            write_chain(file, [{name: {"p": 1.0}}, *STRONG])
+            with pytest.raises(ConfigError, match=rf"other\.yaml:1: chain\n(.|\n)*hung.*stuck\.py.*{place}"):
+                swap(streams, AskSwap(operation=new_operation(), chain=load_chain(file)))
+            take_more(streams, taken, 5)
+        write_chain(file, [{"Transpose": {"p": 1.0}}, *STRONG])
+        answer = swap(streams, AskSwap(operation=new_operation(), chain=load_chain(file)))
+        take_until(streams, taken, recipe_of(hanging, "other.yaml").digest)
+        assert f"takes over at step {taken[-1].step}" in answer
+    assert [batch.step for batch in taken] == list(range(len(taken)))
+
+
 @pytest.mark.long
 def test_of_twenty_edits_in_two_seconds_the_last_one_wins(job: Job, folder: RunFolder) -> None:
     """Half of them half written; no batch mixes two of them, as a repetition shows."""

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import PeerUnreachable
 from pipeline.message import Location
 from pipeline.operator import ASK_EVERY_S, Asking, OperationRefused, new_operation
+from pipeline.pools import POOL_SILENT_S
 from pipeline.service_messages import Answer, AskScale, AskStatus, AskSwap, OperatorMessage, Status
 from tests.unit.test_status_screen import make_pool, make_status
 
@@ -88,9 +89,10 @@ def test_a_refusal_of_a_runs_new_dispatcher_counts_once_it_knows_the_run() -> No
 
 
 def test_a_refusal_of_scale_counts_once_the_pool_is_back() -> None:
+    """Back is what the dispatcher takes for back: else one that beats late would be asked of for a minute."""
     asking = make_asking(AskScale(operation="scale-1"), is_run=True)
-    back = make_status(pools=(make_pool(),))
-    for pools in ((), (make_pool(silent_s=9.0),)):
+    back = make_status(pools=(make_pool(silent_s=POOL_SILENT_S - 0.1),))
+    for pools in ((), (make_pool(silent_s=POOL_SILENT_S),)):
         assert asking.hear(NO_POOL, 0.1) is None
         assert asking.hear(make_status(pools=pools), 0.1) is None
     assert asking.hear(back, 0.2) is None, "the refusal was of the time before"
