@@ -23,7 +23,6 @@ from pipeline.study_formula import FormulaError, formula_value
 Cell = dict[str, str]
 """Axis -> the name of its setting."""
 
-AXIS_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 STREAM_SECTIONS = ("train", "eval", "sources", "decode", "plugins", "seed")
 """What a batch depends on; runs that differ in nothing else see the same batches."""
 
