@@ -62,8 +62,9 @@ class _Share:
     def read_into(self, lines: queue.SimpleQueue[bytes | int]) -> None:
         """Every line it writes, then its exit code."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            lines.put(line)
+        with self.process.stdout:
+            for line in self.process.stdout:
+                lines.put(line)
         lines.put(self.process.wait())
 
     def hang_up(self) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import headrace.study_run
+from headrace.commands.study import study
 from headrace.study_run import run_study
-from pipeline.errors import RunFailed
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.study import StudyConfig
 from pipeline.study_file import Study
 
@@ -52,3 +53,18 @@ def test_a_study_ends_as_the_share_that_failed(
     with pytest.raises(RunFailed, match=told) as raised:
         run_study(STUDY, [], tmp_path, lambda steps, ended: None)
     assert raised.value.exit_code == own
+
+
+def test_a_folder_with_files_in_it_is_no_place_for_a_study(tmp_path: Path) -> None:
+    """Nothing is trained, and what lies there stays: results of two studies must not mix."""
+    (tmp_path / "job.yaml").write_text(
+        "sources: {digits: {kind: digits}}\ntrain: {source: digits, chain: [Normalize]}\n"
+        "eval: {source: digits, chain: [Normalize]}\nmodel: {kind: mlp}\n"
+    )
+    (tmp_path / "study.yaml").write_text("job: job.yaml\naxes: {init: {he: {}}}\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "results.jsonl").write_text("earlier")
+    with pytest.raises(ConfigError, match=r"--out\n  expected: a folder that is absent or empty"):
+        study(tmp_path / "study.yaml", out=out)
+    assert "earlier" == (out / "results.jsonl").read_text()
