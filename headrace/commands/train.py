@@ -70,7 +70,8 @@ def train(
     """Train a job's model on augmented batches, and save it."""
     _require_torch()
     overrides = [*(set_ or []), *_workers_override(workers)]
-    saving = {"--run-dir": run_dir is not None, "--resume": resume, "--timeline": timeline is not None}
+    saving = {"--run-dir": run_dir, "--resume": resume, "--from": from_step is not None, "--branch": branch}
+    saving |= {"--accept-changes": accept_changes, "--timeline": timeline}
     require_try_alone(try_fix, needing={"--try-steps": try_steps is not None}, without=saving)
     if try_fix:
         try_fix_(job, overrides, num_steps=try_steps or DEFAULT_STEPS, connect=connect, console=Console())

@@ -168,6 +168,9 @@ def test_a_summary_says_when_steps_were_skipped(tmp_path):
         ({"from_step": 4}, "--from\n  expected: --resume beside it"),
         ({"accept_changes": True}, "--accept-changes\n  expected: --resume beside it"),
         ({"timeline": "timeline.jsonl", "resume": True}, "--timeline\n  expected: a new run"),
+        ({"try_fix": True, "from_step": 0}, "--from\n  expected: a training that is saved"),
+        ({"try_fix": True, "branch": True}, "--branch\n  expected: a training that is saved"),
+        ({"try_fix": True, "accept_changes": True}, "--accept-changes\n  expected: a training that is saved"),
         ({"workers": "many"}, "--workers\n  expected: a number of worker processes from 0, or auto"),
     ],
 )
