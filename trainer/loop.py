@@ -85,8 +85,8 @@ class Streams(Protocol):
     def worker_fingerprint(self) -> str:
         """What the workers' libraries make of a fixed image; "" while none has been admitted."""
 
-    def evaluate(self) -> Iterator[Batch]:
-        """One pass over the held-out source; not called without an `eval` section."""
+    def evaluate(self, step: int) -> Iterator[Batch]:
+        """One pass over the held-out source, before the training's `step`; not called without an `eval` section."""
 
     def look(self, num_batches: int) -> Iterator[Batch]:
         """The run's first batches from a stream of their own, which ends with them."""
@@ -227,7 +227,7 @@ class _Training:
         """True if it is the best one so far, by `keep_best`."""
         started_s = time.perf_counter()
         with random_state_kept():  # how often a run is judged must not change what it learns
-            evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate()))
+            evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate(step)))
         self._schedule.observe(evaluation.loss)
         for exporter in self._exporters:
             exporter.evaluated(step, evaluation)

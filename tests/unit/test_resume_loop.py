@@ -251,8 +251,8 @@ def test_a_wish_to_stop_in_the_middle_of_an_evaluation_leaves_no_trace_of_it(tmp
     job, path, stop = noisy_job(tmp_path), tmp_path / "run", StopRequest()
 
     class Interrupted(MemoryStreams):
-        def evaluate(self):
-            for number, batch in enumerate(super().evaluate()):
+        def evaluate(self, step):
+            for number, batch in enumerate(super().evaluate(step)):
                 if number == 2:
                     stop.request("test")
                 yield batch
