@@ -22,7 +22,7 @@ from pipeline.json_lines import read_lines
 from pipeline.plan import first_entries, open_job_source, timeline_of
 from pipeline.recipe import Recipe
 from pipeline.resume import Resumption
-from pipeline.resume_differences import Difference, job_differences, require_resumable
+from pipeline.resume_differences import Difference, factory_difference, job_differences, require_resumable
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import (
     changes_of,
@@ -36,6 +36,7 @@ from pipeline.run_history import (
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineChange, TimelineEntry, after
+from pipeline.user_code import load_module, loaded_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +105,8 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     # By what was done until the step that is gone on from, or for ever if nothing is given up.
     num_epochs_begun = resumed.state.get("epoch", -1) + 1 if going_back else _num_epochs_begun(resumed)
     differences = job_differences(run_job.config, job.config, num_epochs_begun=num_epochs_begun)
+    if run_job.config.model == job.config.model:
+        differences += _factory_difference(job, resume.factory_sha256(path, resumed, is_going_back=going_back))
     require_resumable(differences, str(job.path), str(path), accept=accept_changes)
     sources = _open_sources(job)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
@@ -122,7 +125,7 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     if kept is not None:
         notes.append(f"edit of {job.eval_file}: {EVALUATION_WAITS}")
     if differences:
-        notes.append("the job differs from the run's job.yaml:\n" + "\n".join(each.lines() for each in differences))
+        notes.append("the job differs from the run's:\n" + "\n".join(each.lines() for each in differences))
     _take_over(job, folder, resumed, differences, seam)
     entries = after(entries, seam) if seam else entries
     return Beginning(
@@ -198,6 +201,15 @@ def _open_sources(job: Job) -> dict[str, Source]:
     config = job.config
     names = dict.fromkeys(stream.source for stream in (config.train, config.eval) if stream is not None)
     return {name: open_job_source(config, str(job.path), job.source_lines.get(name, 0), name) for name in names}
+
+
+def _factory_difference(job: Job, trained_with: str) -> list[Difference]:
+    if not trained_with:
+        return []
+    reference = job.config.model.factory
+    # Loaded, not only read: the loop calls this very module, whatever becomes of its file meanwhile.
+    now = loaded_digest(load_module(reference, job.path.absolute().parent))
+    return factory_difference(reference, trained_with, now)
 
 
 def _is_finished(job: Job, resumed: Resumption, entries: tuple[TimelineEntry, ...], num_samples: int) -> bool:

@@ -126,10 +126,13 @@ class Streams:
         """The epoch of a position of the train stream."""
         return position // len(self._source(self._job.config.train.source))
 
-    def evaluate(self) -> Iterator[Batch]:
-        """One pass over the held-out source, in its order; `train` keeps its window meanwhile."""
+    def evaluate(self, step: int = 0) -> Iterator[Batch]:
+        """One pass over the held-out source, in its order; `train` keeps its window meanwhile.
+
+        `step`: the training's next one; a resumed run makes the passes that its first attempt made, by their steps.
+        """
         assert self._job.eval is not None, "the job has no eval section"
-        stream, course = self._open_eval()
+        stream, course = self._open_eval(step)
         try:
             _ = stream.spec
             self._batch_specs["eval"] = dict(course.batch_specs)
@@ -216,20 +219,20 @@ class Streams:
             _ = self.train.spec
             return
         # Both at once; nothing is made for the evaluation, whose turn comes after an epoch.
-        trial, course = self._open_eval(is_held=True)
+        trial, course = self._open_eval(0, is_held=True)
         trained, shown, recipe = self.train.spec, trial.spec, self._job.eval
         self._batch_specs["eval"] = dict(course.batch_specs)
         self._end(trial)
         if problems := model_likeness(self._job).problems(recipe, shown, trained):
             raise ConfigError(problems)
 
-    def _open_eval(self, *, is_held: bool = False) -> tuple[BatchStream, Course]:
+    def _open_eval(self, step: int, *, is_held: bool = False) -> tuple[BatchStream, Course]:
         job = self._job
         source, recipes = self._source(section_of(job.config, "eval").source), job_recipes(job, "eval")
         entries = first_entries(job, "eval", len(source))
         spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries, recipes)
         course = Course(timeline, recipes, window=self._window, batch_specs=self._batch_specs["eval"], is_held=is_held)
-        stream, _ = self._open("eval", source, spec, course, 0)
+        stream, _ = self._open("eval", source, spec, course, 0, training_step=step)
         return stream, course
 
     def _open_look(self, timeline: Timeline) -> BatchStream:
@@ -245,11 +248,12 @@ class Streams:
         return stream
 
     def _open(
-        self, name: StreamName, source: Source, spec: StreamSpec, course: Course, head_step: int
+        self, name: StreamName, source: Source, spec: StreamSpec, course: Course, head_step: int, training_step: int = 0
     ) -> tuple[BatchStream, Receiver | InlineReceiver]:
         """The stream, of which nothing is made before every recipe ahead was probed; it is closed with the others."""
         fingerprint = self._begun_with if name == "train" else self.worker_fingerprint
-        receiver = self._receivers.open(name, source, spec, course, head_step, fingerprint)
+        policy = self._bad_samples.policy(name, spec, source, training_step)
+        receiver = self._receivers.open(name, spec, course, head_step, fingerprint, policy)
         stream = BatchStream(receiver, num_samples=len(source), classes=source.classes, device=self._device)
         self._opened.add(stream)
         return stream, receiver

@@ -238,7 +238,8 @@ class StreamSlices:
             copies = self.leased.pop(held)
             ended.append(copies)
             if count:
-                self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[0].granted_s)
+                # Of a hedged one the newest copy's time: else what was late would make what comes after it later still.
+                self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[-1].granted_s)
         return ended
 
     def _end_partly_present(self) -> list[list[Copy]]:

@@ -78,8 +78,8 @@ class Asking:
         self._sign_of_life = AskStatus(operation=new_operation())
         self._has_told = False
         self._is_run = is_run
-        self._refusal: Answer | None = None
-        """Until the status asked for with it shows whether the dispatcher knew what it spoke of."""
+        self._knows = False
+        """The dispatcher has shown, before it was asked this time, that it knows what the question is about."""
         self._last_refusal: Answer | None = None
 
     def due(self, now_s: float) -> list[OperatorMessage]:
@@ -97,8 +97,9 @@ class Asking:
         if self._asked_s is not None and now_s - self._asked_s < ASK_EVERY_S:
             return []
         self._asked_s = now_s
-        self._refusal = None
-        return [self._question] if isinstance(self._question, AskStatus) else [self._question, self._sign_of_life]
+        self._knows = False
+        # The status first: between the two the trainer may register with a dispatcher that was just started again.
+        return [self._question] if isinstance(self._question, AskStatus) else [self._sign_of_life, self._question]
 
     def wait_s(self, now_s: float) -> float:
         """How long nothing is due, if nothing is heard."""
@@ -112,10 +113,10 @@ class Asking:
             if is_final:
                 return message
             assert isinstance(message, Answer)
-            self._refusal = self._last_refusal = message
-        elif isinstance(message, Status):
-            refusal, self._refusal = self._refusal, None
-            return refusal if refusal is not None and _is_settled(self._question, message) else None
+            self._last_refusal = message
+            return message if self._knows else None
+        if isinstance(message, Status):
+            self._knows = _is_settled(self._question, message)
         return None
 
     def is_time_to_tell(self, now_s: float) -> bool:

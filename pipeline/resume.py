@@ -195,6 +195,16 @@ def require_same_sources(
         raise ConfigError(problems)
 
 
+def factory_sha256(folder: Path, resumption: Resumption, *, is_going_back: bool = False) -> str:
+    """Of the source of the model's factory, as the run was last trained with it; "" if nothing tells."""
+    num_lines = num_kept(resumption.state)["journal"] if is_going_back else None
+    last = ""
+    for event in islice(iter_lines(folder / "journal.jsonl"), num_lines):
+        if event["action"] == "training_started":
+            last = event.get("factory_sha256", "")
+    return str(last or resumption.state.get("model", {}).get("factory_sha256", ""))
+
+
 def _chosen(checkpoints: Path, step: int, steps: Sequence[int]) -> Resumption:
     if step == 0:
         return _resumption(checkpoints.parent, 0, None, {}, [])

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, Problem, RunFailed
 from pipeline.following import files_read
 from pipeline.json_lines import iter_lines, read_lines
 from pipeline.located import ProblemList
+from pipeline.quarantine import Quarantined, entry_of
 from pipeline.recipe import Chain, Decode, Recipe
 from pipeline.timeline import TimelineChange, TimelineEntry, after
 
@@ -83,12 +84,11 @@ def read_timeline(folder: Path) -> tuple[TimelineEntry, ...]:
     return entries_of(read_changes(folder))
 
 
-def read_quarantine(folder: Path) -> dict[str, dict[int, int]]:
-    """Stream role -> position -> the attempt at a substitute that its samples begin with."""
-    quarantined: dict[str, dict[int, int]] = {}
+def read_quarantine(folder: Path) -> dict[str, list[Quarantined]]:
+    """Stream role -> its entries, in order."""
+    quarantined: dict[str, list[Quarantined]] = {}
     for line in iter_lines(folder / "quarantine.jsonl", is_synced=True):
-        attempts = quarantined.setdefault(line["stream"], {})
-        attempts[line["position"]] = max(attempts.get(line["position"], 0), line["lost_attempt"] + 1)
+        quarantined.setdefault(line["stream"], []).append(entry_of(line))
     return quarantined
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from pipeline.errors import HeadraceError
 from pipeline.json_lines import read_lines
 from pipeline.run_history import read_changes, read_metrics
+from tests.home import Home
 from tests.processes import DEADLINE_S, lines_of, write_job
 
 SHELF = """
@@ -53,6 +55,18 @@ NEVER_READ = {"run.lock", "job-1.yaml"}
 
 
 @pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    """Of this very process, in which the runs are: where it writes what is not for long, and finds its caches."""
+    home = Home()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in home.environment.items():
+            patch.setenv(name, value)
+        patch.setattr(tempfile, "tempdir", None)  # as Python remembers it
+        yield home
+    home.remove()
+
+
+@pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damage")
     (folder / "shelf.py").write_text(SHELF)
@@ -79,7 +93,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def killed(job: Path) -> Path:
+def killed(job: Path, home: Home) -> Path:
     """A run that was resumed once, with smaller batches and more epochs, and killed right before its end.
 
     A sample that could not be read then, and was replaced, can be read now: only quarantine.jsonl tells.
@@ -134,9 +148,9 @@ def flip(path: Path, place: float) -> None:
     "damage", [delete, truncate, flip_in_the_middle, flip_near_the_end], ids=lambda each: each.__name__
 )
 def test_damage_to_any_one_file_is_an_exact_resume_or_a_clear_refusal(
-    damage: Callable[[Path], None], job: Path, killed: Path, tmp_path: Path
+    damage: Callable[[Path], None], job: Path, killed: Path, home: Home, tmp_path: Path
 ) -> None:
-    """Law 4 of resuming: never another result, never a traceback."""
+    """Law 4 of resuming: never another result, never a traceback; and neither leaves anything behind."""
     calm = job.parent / "calm"
     expected, weights = steps(calm), read_state(calm / "checkpoints" / newest(calm))["weights_sha256"]
     files = sorted(path.relative_to(killed) for path in killed.rglob("*") if path.is_file())
@@ -151,6 +165,8 @@ def test_damage_to_any_one_file_is_an_exact_resume_or_a_clear_refusal(
         except HeadraceError as error:
             refused[str(name)] = str(error)
             continue
+        finally:
+            home.assert_empty_soon()
         assert read_state(run_dir / "checkpoints" / newest(run_dir))["weights_sha256"] == weights, name
         assert steps(run_dir).items() <= expected.items(), name
     print(json.dumps(refused, indent=1))

@@ -23,6 +23,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_changes
 from pipeline.swaps import swap_by_command
 from pipeline.timeline import Timeline
+from pipeline.user_code import source_digest
 
 N = 20
 
@@ -302,3 +303,23 @@ def test_fewer_epochs_than_a_trained_batch_reaches_into_are_refused(job_file: Pa
     with pytest.raises(ConfigError, match=r"train\.epochs\n  expected: more than 1: a batch .* reaches into epoch 1"):
         resume(load_job(job_file, ["train.epochs=1"]), run)
     assert [change.from_step for change in read_changes(run)] == [0]
+
+
+def test_going_back_compares_the_factory_with_that_of_the_checkpoint_and_going_on_with_the_newest(
+    job_file: Path, tmp_path: Path
+) -> None:
+    """The model's source was edited after step 4, and that was accepted."""
+    net = tmp_path / "net.py"
+    net.write_text("make = 1\n")
+    job, run = load_job(job_file, ["model={kind: factory, factory: net.py:make}"]), tmp_path / "run"
+    begun = begin_new(job, run)
+    begun.folder.append_event("training_started", factory_sha256=source_digest("net.py", tmp_path))
+    trained(job, begun, 5)
+    begun = resume(job, run)
+    begun.folder.append_event("training_started", factory_sha256="b" * 64)
+    trained(job, begun, 5)
+    with pytest.raises(ConfigError, match=rf"source of .*net\.py:make\n  expected: 'sha256 {'b' * 64}'"):
+        resume(job, run)
+    begun = resume(job, run, 2)
+    begun.folder.close()
+    assert (run / "branch-1").is_dir()

@@ -29,6 +29,7 @@ from pipeline.lease_events import (
     WorkerJoined,
     WorkerLeaving,
 )
+from pipeline.lease_stream import Copy, StreamSlices
 from pipeline.lease_workers import LEASES_IN_HAND
 from pipeline.leases import Leases
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
@@ -393,6 +394,26 @@ def test_a_late_lease_of_the_head_batch_goes_to_an_idle_worker_once() -> None:
     leases.step(beaten(2, head_step=1), 1.4)
     assert (0, 1) == (leases.workers["a"].num_delivered, leases.workers["b"].num_delivered), "who sent it is known"
     assert {(8, 16), (16, 24)} == set(leases.streams["s", 1].leased)
+
+
+def test_a_stopped_worker_makes_nothing_later_than_its_first_lease() -> None:
+    """What was late and came by its second copy says nothing of how long a slice takes: else each waited for longer."""
+    stream = StreamSlices(replace(registered(window=1, slice_size=8), timeline=timeline(epochs=9)), 0.0)
+    now_s, waited_s = 0.0, []
+    for step in range(30):
+        held = stream.offer("stopped", now_s)
+        assert held is not None
+        stream.take(held, Copy("stopped", step, now_s))
+        granted_s = now_s
+        while not stream.late(now_s):
+            now_s += 0.01
+            stream.beaten(beaten(1000 * step + round(100 * (now_s - granted_s)), head_step=step, window=1), now_s)
+        waited_s.append(now_s - granted_s)
+        stream.take(held, Copy("idle", step, now_s))
+        now_s += 0.02
+        stream.beaten(beaten(1000 * step + 999, head_step=step + 1, window=1), now_s)
+    assert max(waited_s[:8]) == pytest.approx(1.0, abs=0.02), "before eight arrivals late means a second"
+    assert max(waited_s[8:]) == pytest.approx(0.1, abs=0.02)
 
 
 def test_the_end_of_one_copy_of_a_hedged_lease_changes_nothing_while_the_other_lives() -> None:

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import dump_job, load_job, parse_chain
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line, read_lines
+from pipeline.quarantine import attempts_at, entry_of
 from pipeline.resume import choose_checkpoint, require_one_timeline, require_whole_quarantine
 from pipeline.run_folder import RunFolder, live_run
 from pipeline.run_history import (
@@ -154,7 +155,21 @@ def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):
         folder.append_quarantine({"stream": "eval", "position": 2, "lost_attempt": 0})
     metrics = read_metrics(tmp_path / "run")
     assert [(line["attempt"], line["loss"]) for line in metrics.values()] == [(1, 1.0), (2, 3.0)]
-    assert read_quarantine(tmp_path / "run") == {"train": {9: 2}, "eval": {2: 1}}
+    train, held_out = read_quarantine(tmp_path / "run").values()
+    assert (attempts_at(train, 1), attempts_at(held_out, 1)) == ({9: 2}, {2: 1})
+
+
+def test_a_sample_lost_in_an_evaluation_is_replaced_from_that_one_on():
+    """Entries of older versions tell no step: they hold for all."""
+    records = [
+        {"position": 5, "lost_attempt": 0, "step": 20},
+        {"position": 5, "lost_attempt": 1, "step": 30},
+        {"position": 5, "lost_attempt": 0, "step": 40},  # of an attempt that went on from before step 30
+        {"position": 6, "lost_attempt": 0},
+    ]
+    entries = [entry_of(record) for record in records]
+    found = [attempts_at(entries, step) for step in (0, 19, 20, 30, 40)]
+    assert found == [{6: 1}, {6: 1}, {5: 1, 6: 1}, {5: 2, 6: 1}, {5: 2, 6: 1}]
 
 
 def test_a_resumed_folder_is_tidied_of_what_a_crash_left(tmp_path):
