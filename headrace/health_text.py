@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.run_folder import live_run
 from trainer.health.detectors import DETECTORS
 from trainer.health.records import Severity, Verdict
+from trainer.healthy_checkpoint import newest_healthy
 
 _WIDTH = 100
 
@@ -33,8 +34,9 @@ class Health:
     step: int
     time_s: float
     verdicts: tuple[Verdict, ...]
-    newest_healthy_checkpoint: int | None
     num_unannounced: int
+    num_dropped: int
+    """Resolved verdicts that only the journal has."""
     summary: str
 
 
@@ -47,8 +49,8 @@ def read_health(run: Path) -> Health:
             step=content["step"],
             time_s=content["time_s"],
             verdicts=tuple(Verdict.from_dict(verdict) for verdict in content["verdicts"]),
-            newest_healthy_checkpoint=content["newest_healthy_checkpoint"],
             num_unannounced=content["num_unannounced"],
+            num_dropped=content.get("num_dropped", 0),
             summary=content["summary"],
         )
     except OSError as error:
@@ -89,10 +91,12 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     elif behind or len(shown) < len(open_ones):
         num_info = len(open_ones) - len(shown)
         lines += [f"not shown: {len(behind)} resolved, {num_info} of severity INFO (--all shows them)"]
+    if health.num_dropped:
+        lines.append(f"{health.num_dropped} more were resolved longer ago: {run / 'journal.jsonl'} has them")
     if health.num_unannounced:
         lines.append(f"{health.num_unannounced} verdicts were more than the budget of alarms, and not told live")
     if is_critical_open(health):
-        lines += _way_back(run, health)
+        lines += _way_back(run)
     return [*lines, health.summary]
 
 
@@ -120,19 +124,20 @@ def _verdict_lines(verdict: Verdict) -> Iterator[str]:
 
 
 def _trace_text(trace: Any) -> str:
-    batch = trace.get("batch") or {}
-    if not isinstance(batch, dict):
-        return f"step {trace.get('step')}: {batch}"
+    batch = trace.get("batch")
+    if not isinstance(batch, dict) or "start" not in batch:
+        return f"step {trace.get('step')}: " + ("its batch was not noted" if batch is None else str(batch))
     where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch.get('stop')} of epoch "
     where += f"{batch.get('epoch')}, recipe {batch.get('recipe')}"
     worst = [f"sample {one['id']} (row {one['index']}, loss {one['loss']})" for one in trace.get("worst_samples", [])]
     return where + (f"; largest losses: {', '.join(worst)}" if worst else "")
 
 
-def _way_back(run: Path, health: Health) -> list[str]:
-    step = health.newest_healthy_checkpoint
+def _way_back(run: Path) -> list[str]:
+    """By what stands in the folder: it may have been copied, thinned out, or gone back already."""
+    step = newest_healthy(run / "checkpoints")
     if step is None:
-        return ["no checkpoint of this run was healthy: begin again, with the fix"]
+        return ["there is no healthy checkpoint of this run: begin again, with the fix"]
     job = shlex.quote(str(run / "job.yaml"))
     command = f"headrace train {job} --run-dir {shlex.quote(str(run))} --resume --from {step} --branch"
     return [f"newest healthy checkpoint: step {step}", f"to go back to it: {command}"]

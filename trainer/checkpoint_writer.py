@@ -1,7 +1,8 @@
 """Checkpoints are written beside the training loop: it gives a snapshot and goes on.
 
 In:  snapshots, one at a time.
-Out: checkpoint folders, thinned out to the newest and the best; journal events; how long the loop was kept.
+Out: checkpoint folders, thinned out to the newest, the newest healthy one and the best; journal events; how long the
+     loop was kept.
 A failure to write (a full disk) is raised in the loop, at its next call.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from pipeline.run_folder import RunFolder
 from trainer.checkpoint import Snapshot
+from trainer.healthy_checkpoint import newest_healthy
 
 
 class CheckpointWriter:
@@ -31,7 +33,8 @@ class CheckpointWriter:
         self._error: BaseException | None = None
 
     def save(self, take: Callable[[], Snapshot], kept_steps: tuple[int, ...] = ()) -> None:
-        """Takes a snapshot now and writes it meanwhile; checkpoints of `kept_steps` stay however old they get."""
+        """Takes a snapshot now and writes it meanwhile; checkpoints of `kept_steps` stay however old they get, and so
+        does the newest one that is healthy: the only way back of a run that has gone wrong."""
         started_s = time.perf_counter()
         self.wait()
         snapshot = take()
@@ -69,6 +72,7 @@ class CheckpointWriter:
             wrote_s = time.perf_counter() - started_s
             numbers = {"stall_s": round(stall_s, 6), "wrote_s": round(wrote_s, 6)}
             self._folder.append_event("checkpointed", step=snapshot.step, checkpoint=path.name, **numbers)
-            self._folder.keep_checkpoints(self._keep, kept_steps)
+            healthy = newest_healthy(self._folder.checkpoints)
+            self._folder.keep_checkpoints(self._keep, kept_steps if healthy is None else (*kept_steps, healthy))
         except BaseException as error:
             self._error = error

@@ -161,6 +161,7 @@ class PrometheusExporter(Collector):
             )
             shares.add_metric(["always_on"], overhead.light_share)
             shares.add_metric(["deep"], overhead.deep_share)
+            shares.add_metric(["telling"], overhead.measured_told_share)
             yield shares
 
 

@@ -101,7 +101,11 @@ class TensorBoardExporter:
         self._flush()
 
     def cost(self, overhead: Overhead) -> None:
-        shares = {"health/always_on_share": overhead.light_share, "health/deep_share": overhead.deep_share}
+        shares = {
+            "health/always_on_share": overhead.light_share,
+            "health/deep_share": overhead.deep_share,
+            "health/telling_share": overhead.measured_told_share,
+        }
         self._write_scalars(self._step, shares)
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def measure(
 def judged(step: StepStats, deep: DeepStats, config: HealthConfig) -> Iterator[Finding]:
     """What the rules say that can speak after one step."""
     progress = Progress()
-    progress.see_step(step)
+    progress.remember(step)
     nonfinite = NonFinite()
     bad = [one for one in nonfinite.see_step(step, progress, config) if one.severity is not None]
     if bad or not all(layer.is_finite for layer in deep.layers):

@@ -110,6 +110,7 @@ def train(
     """
     training = _Training(job, streams, folder, resumed, stop or StopRequest(), tell)
     try:
+        training.begin()
         return training.run(on_progress)
     except KeyboardInterrupt:
         raise  # at once: a checkpoint that is being written stays half written, and is removed at the next resume
@@ -121,7 +122,7 @@ def train(
 
 
 class _Training:
-    """One attempt at a run."""
+    """One attempt at a run; once made, it holds threads and perhaps a port, until `end`."""
 
     def __init__(
         self, job: Job, streams: Streams, folder: RunFolder, resumed: Resumption | None, stop: StopRequest, tell: Tell
@@ -130,13 +131,13 @@ class _Training:
         require_trainable(job, streams.train.spec, streams.train.classes)
         prepare_torch(config)
         self._device = choose_device(config.device)
-        self._config, self._streams, self._folder, self._stop = config, streams, folder, stop
+        self._config, self._streams, self._folder, self._stop, self._tell = config, streams, folder, stop, tell
         self._model_record = _model_record(job, streams.train, resumed)
         section = config.model
         factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
         self._model = self._model_record.build(factory).to(self._device)
         check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
-        first_look = prepare(
+        self._first_look = prepare(
             job, self._model, streams.look, resumed, num_classes=self._model_record.num_classes
         )  # before the optimizer: LSUV scales weights
         self._optimizer = build_optimizer(config.optimizer, self._model)
@@ -163,20 +164,23 @@ class _Training:
             self._restore(resumed)
         self._exporters = open_exporters(config.health, folder.path, self._record.num_steps_done, self.watch.verdicts)
         self.watch.export_to(self._exporters)
-        folder.append_event(
+
+    def begin(self) -> None:
+        """Tells that the run begins, and what the first look at it has found."""
+        self._folder.append_event(
             "training_started",
             step=self._record.num_steps_done,
             device=str(self._device),
-            config=config.model_dump(mode="json"),
+            config=self._config.model_dump(mode="json"),
             step_settings=self._stepper.describe(),
-            source_fingerprints=dict(streams.fingerprints),
-            classes=streams.train.classes,
+            source_fingerprints=dict(self._streams.fingerprints),
+            classes=self._streams.train.classes,
             factory_sha256=self._model_record.factory_sha256,
         )
-        for action, fields in first_look.events():
-            folder.append_event(action, **fields)
-        for line in first_look.lines:
-            tell(line)
+        for action, fields in self._first_look.events():
+            self._folder.append_event(action, **fields)
+        for line in self._first_look.lines:
+            self._tell(line)
 
     def run(self, on_progress: Callable[[Progress], None]) -> Summary:
         """To the end of the last epoch, or until the stop is requested."""
@@ -244,11 +248,13 @@ class _Training:
 
     def _snapshot(self) -> Snapshot:
         record, batches = self._record, self._streams.train
+        # First: what the watch says of the last steps is in the journal by then, and belongs to what the mark keeps.
+        is_healthy, watched = self.watch.may_be_healthy(), self.watch.state_dict()
         mark = self._folder.mark()
         state: dict[str, Any] = {
             "time_s": round(time.time(), 3),
             "attempt": self._folder.attempt,
-            "healthy": self.watch.may_be_healthy(record.num_steps_done),
+            "healthy": is_healthy,
             "position": record.position,
             "epoch": record.epoch,
             "num_steps": batches.num_steps,
@@ -268,7 +274,7 @@ class _Training:
             "record": record.state_dict(),
             "schedule": self._schedule.state_dict(),
             "stepper": self._stepper.state_dict(),
-            "watch": self.watch.state_dict(),
+            "watch": watched,
         }
         step = record.num_steps_done
         return take_snapshot(self._model, self._optimizer, self._copies, step=step, states=states, state=state)

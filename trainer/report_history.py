@@ -102,7 +102,7 @@ class History:
     health: Mapping[str, Any]
     """health.json; empty if there is none."""
     verdicts: tuple[Mapping[str, Any], ...]
-    """By number, as health.json has them, else as the journal does."""
+    """By number, as health.json has them, of others as the journal does."""
     recipes: tuple[RecipeUse, ...]
     state: Mapping[str, Any]
     """state.json of the newest checkpoint that can be read; empty if there is none."""
@@ -130,8 +130,7 @@ def read_history(folder: Path) -> History:
     series = read_series(metrics, extent) if extent else None
     events = _read_events(folder / "journal.jsonl", extent)
     health = _read_json(folder / "health.json")
-    written = health.get("verdicts")
-    verdicts = written if isinstance(written, list) else [events.verdicts[each] for each in sorted(events.verdicts)]
+    verdicts = _verdicts(health, events)
     recipes = _recipes(folder, extent)
     return History(
         folder=folder,
@@ -141,13 +140,26 @@ def read_history(folder: Path) -> History:
         layers=read_layers(folder / "layers.jsonl", extent) if extent else None,
         events=events,
         health=health,
-        verdicts=tuple(each for each in verdicts if isinstance(each, dict) and "id" in each),
+        verdicts=verdicts,
         recipes=recipes,
         state=_newest_state(folder),
         job_text=job_text,
         chain_texts=_chain_texts(folder, recipes),
         branches=tuple(sorted(path.name for path in folder.glob("branch-*") if path.is_dir())),
     )
+
+
+def _verdicts(health: Mapping[str, Any], events: Events) -> tuple[Mapping[str, Any], ...]:
+    """health.json's, and before them those that it has dropped, which were resolved long ago."""
+    journaled, written = [events.verdicts[each] for each in sorted(events.verdicts)], health.get("verdicts")
+    if not isinstance(written, list):
+        return tuple(each for each in journaled if "id" in each)
+    kept = [each for each in written if isinstance(each, dict) and "id" in each]
+    if not health.get("num_dropped"):
+        return tuple(kept)
+    numbers = {each.get("number") for each in kept}
+    dropped = [each for each in journaled if each["number"] not in numbers and each.get("resolved_at") is not None]
+    return tuple(sorted([*dropped, *kept], key=lambda each: int(each.get("number", 0))))
 
 
 def _job_text(folder: Path) -> str:

@@ -154,7 +154,7 @@ def verdict_words(history: History) -> str:
     unannounced = history.health.get("num_unannounced") or 0
     over = f" {unannounced} were over the budget of alarms and were not announced." if unannounced else ""
     more = len(history.verdicts) - MAX_CARDS
-    cut = f" The {MAX_CARDS} worst are shown; health.json has {more} more." if more > 0 else ""
+    cut = f" The {MAX_CARDS} worst are shown; health.json or journal.jsonl has {more} more." if more > 0 else ""
     return f"{', '.join(counts)}; {num_open(history)} of {len(history.verdicts)} open.{over}{cut}"
 
 
@@ -278,7 +278,7 @@ def _cost(history: History) -> Fact:
     overhead = history.health.get("overhead")
     if not isinstance(overhead, dict) or "light_share" not in overhead:
         return Fact(title="cost of watching", value="none", note="nothing was watched")
-    so_far = _sum_of(overhead, "measured_light_share", "measured_deep_share")
+    so_far = _sum_of(overhead, "measured_light_share", "measured_deep_share", "measured_told_share")
     later = _sum_of(overhead, "light_share", "deep_share")
     # Without the time of a plain step nothing can be foretold, and its share reads as nothing.
     note = "of the time so far" + (f"; {percent(later)} in the long run" if later else "")
@@ -325,7 +325,10 @@ def _card(verdict: Mapping[str, Any], history: History) -> VerdictCard:
 
 def _trace(trace: Mapping[str, Any], history: History) -> Trace:
     step, batch = trace.get("step"), trace.get("batch")
-    parts = [f"step {step}", f"loss {_spelled(trace.get('loss'))}", f"gradient norm {_spelled(trace.get('grad_norm'))}"]
+    parts = [f"step {step}"]
+    for key, words in (("loss", "loss"), ("grad_norm", "gradient norm")):
+        if key in trace:  # what layers have shown is no matter of them
+            parts.append(f"{words} {_spelled(trace[key])}")
     if isinstance(batch, dict) and "start" in batch:
         parts.append(f"epoch {batch.get('epoch')}, positions {batch['start']} to {batch.get('stop', 0) - 1}")
         parts.append(f"recipe {batch.get('recipe')}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -48,7 +49,7 @@ class Watch(Protocol):
 
     def before_step(self, batch: Batch) -> None: ...
     def after_step(self, batch: Batch, result: StepResult) -> None: ...
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         """False while a step that was not finite has not been left behind, or numbers are still on their way."""
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -85,7 +86,7 @@ class Unwatched:
     def after_step(self, batch: Batch, result: StepResult) -> None:
         self._was_skipped = result.was_skipped
 
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         return not self._was_skipped
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,7 +135,6 @@ class HealthWatch:
         self._norms: deque[float] = deque(maxlen=MAX_NORMS)
         self._were_clipped: deque[bool] = deque(maxlen=MAX_NORMS)
         self._num_steps_done = 0
-        self._newest_healthy: int | None = None
         self._is_written = False
         self._exporters: Sequence[Exporter] = ()
 
@@ -145,6 +145,10 @@ class HealthWatch:
             self._health.changed_chain(self._transforms(batch.recipe))
 
     def after_step(self, batch: Batch, result: StepResult) -> None:
+        with self._telling():
+            self._after_step(batch, result)
+
+    def _after_step(self, batch: Batch, result: StepResult) -> None:
         self._num_steps_done = batch.step + 1
         self._norms.append(result.grad_norm)
         self._were_clipped.append(result.was_clipped)
@@ -164,23 +168,21 @@ class HealthWatch:
         if not self._is_written:
             self._write()
 
-    def may_be_healthy(self, num_steps_done: int) -> bool:
+    def may_be_healthy(self) -> bool:
         self._flush()
-        is_healthy = not self._health.is_nonfinite_pending
-        if is_healthy:
-            self._newest_healthy = num_steps_done
-        self._write()
-        return is_healthy
+        with self._telling():
+            self._write()
+        return not self._health.is_nonfinite_pending
 
     def state_dict(self) -> dict[str, Any]:
         self._flush()  # told now: from the state on they are old news
-        return {"health": self._health.state_dict(), "newest_healthy": self._newest_healthy}
+        return {"health": self._health.state_dict(), "num_steps_done": self._num_steps_done}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The verdicts that follow are those of a run never interrupted; nothing for a state of `Unwatched`."""
         if state:
             self._health.load_state_dict(state["health"], is_exact=True)
-            self._newest_healthy = state["newest_healthy"]
+            self._num_steps_done = state.get("num_steps_done", 0)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
@@ -200,7 +202,18 @@ class HealthWatch:
         for event in self._health.flush():
             self._changed(event)
 
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """What is done in here is a part of what watching costs."""
+        start_s = time.perf_counter()
+        yield
+        self._health.told(time.perf_counter() - start_s)
+
     def _changed(self, event: VerdictEvent) -> None:
+        with self._telling():
+            self._tell_of(event)
+
+    def _tell_of(self, event: VerdictEvent) -> None:
         verdict = event.verdict
         self._folder.append_event("verdict", step=event.step, change=event.change.value, verdict=verdict.to_dict())
         self._is_written = False
@@ -228,8 +241,8 @@ class HealthWatch:
                 "attempt": self._folder.attempt,
                 "step": self._num_steps_done,
                 "is_nonfinite_pending": self._health.is_nonfinite_pending,
-                "newest_healthy_checkpoint": self._newest_healthy,
                 "num_unannounced": self._health.num_unannounced,
+                "num_dropped": self._health.num_dropped,
                 "verdicts": [verdict.to_dict() for verdict in self._health.verdicts],
                 "overhead": {
                     **asdict(overhead),

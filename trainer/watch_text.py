@@ -64,7 +64,8 @@ def line_text(
         parts.append(f"norm {median(finite):.3g} (90th percentile {quantile(finite, 0.9):.3g}){clipped}")
     if deep is not None:
         parts += _deep_parts(deep)
-    parts.append(f"watching costs {100 * (overhead.light_share + overhead.deep_share):.1f} %")
+    cost = overhead.light_share + overhead.deep_share + overhead.measured_told_share
+    parts.append(f"watching costs {100 * cost:.1f} %")
     return f"gradients, step {num_steps_done}: {'; '.join(parts)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pipeline.errors import EXIT_DONE, EXIT_FAILED, EXIT_USER_INPUT
 from tests.home import Home
 from tests.processes import lines_of, run_headrace, verdicts_of, write_job
 
-NUM_SAMPLES, BATCH_SIZE = 400, 5
+NUM_SAMPLES, BATCH_SIZE, NUM_EPOCHS = 400, 5, 3
+SEED = 1
+"""Under it the bad steps are far enough apart for a healthy checkpoint between them."""
 POISON = 123
 """The sample that the model can't stand: all white."""
 FINITE_STEPS = 50
@@ -59,8 +62,9 @@ def run_dir(home: Home, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "source": "arrays",
             "chain": [{"HorizontalFlip": {}}, {"Normalize": {}}, {"ToTensorV2": {}}],
             "batch_size": BATCH_SIZE,
-            "epochs": 2,
+            "epochs": NUM_EPOCHS,
         },
+        seed=SEED,
         workers=1,
         checkpoint={"every_steps": 10, "keep": 100},
         model={"kind": "factory", "factory": "model.py:make"},
@@ -81,14 +85,14 @@ def bad_steps(run_dir: Path) -> list[int]:
 def test_no_checkpoint_is_called_healthy_before_the_bad_step_is_left_behind(run_dir: Path) -> None:
     """Law: healthy says that no non-finite flag is pending."""
     bad = bad_steps(run_dir)
-    assert len(bad) == 2, "the sample is met once an epoch"
-    seen = set()
+    assert len(bad) == NUM_EPOCHS, "the sample is met once an epoch"
+    seen = []
     for checkpoint in sorted((run_dir / "checkpoints").glob("step-*")):
         state = read_state(checkpoint)
         since = [state["step"] - 1 - step for step in bad if step < state["step"]]
         assert state["healthy"] == all(num_finite >= FINITE_STEPS for num_finite in since), (state["step"], bad)
-        seen.add(state["healthy"])
-    assert seen == {True, False}
+        seen.append(state["healthy"])
+    assert [state for state, _ in groupby(seen)][:3] == [True, False, True], "and it comes back"
 
 
 def test_the_verdict_names_the_batch_and_the_sample_and_its_command_shows_them(home: Home, run_dir: Path) -> None:
@@ -104,7 +108,8 @@ def test_the_verdict_names_the_batch_and_the_sample_and_its_command_shows_them(h
         }
         worst = trace["worst_samples"][0]
         assert (worst["id"], worst["loss"]) == (str(POISON), "nan")
-        assert batch["sample_ids"][worst["index"]] == POISON
+        if verdict["resolved_at"] is None:  # all ids are of use only as long as somebody looks into it
+            assert batch["sample_ids"][worst["index"]] == POISON
     told = (run_dir / "health.json").read_text()
     command = re.search(r"headrace (replay .* --step \d+) --out", told)
     assert command is not None

@@ -73,6 +73,7 @@ def test_a_scrape_reads_what_was_fed(exporter: PrometheusExporter) -> None:
         "headrace_held_out_accuracy": 0.875,
         "headrace_health_overhead_ratio always_on": pace.overhead().light_share,
         "headrace_health_overhead_ratio deep": 0.0,
+        "headrace_health_overhead_ratio telling": 0.0,
     }
 
 

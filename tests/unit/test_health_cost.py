@@ -108,6 +108,30 @@ def test_the_interval_takes_in_what_unmeasured_steps_cost() -> None:
     assert overhead.light_share <= 0.008
 
 
+@pytest.mark.parametrize(
+    ("idle_s", "light_s", "every", "said"),
+    [
+        (
+            0.002,
+            0.003,
+            (100, 50),
+            "more than the 1% meant for always on: a step that is not measured costs 2000 us too",
+        ),
+        (0.0001, 0.003, (1, 50), "more than the 1% meant for always on: every 1 steps is too often"),
+        (0.0001, 0.0005, (1, 1), "more than the 3% meant for deep: every 1 steps is too often"),
+        (0.0001, 0.0005, (1, 50), "in 100 steps"),
+    ],
+)
+def test_a_bound_that_is_missed_is_said_with_the_reason(
+    idle_s: float, light_s: float, every: tuple[int, int], said: str
+) -> None:
+    """Steps of 0.1 s. Where unmeasured steps alone cost too much, no interval helps, and nobody should look for one."""
+    text = str(an_overhead(light_s=light_s, idle_s=idle_s, deep_s=0.01, every=every))
+
+    assert said in text
+    assert ("more than" in text) == ("more than" in said)
+
+
 def test_the_benchmark_trains_both_alike_and_prints_its_numbers(tmp_path: Path) -> None:
     """A thin model of few layers; no time is asserted."""
     subject = Subject(name="thin", build=lambda: build_thin(12), input_shape_CHW=(3, 8, 8), batch_size=4)

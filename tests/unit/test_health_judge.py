@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pipeline.errors import ConfigError
 from trainer.health.detectors import DETECTORS, HealthConfig
 from trainer.health.fixes import FIXES
-from trainer.health.judge import Judge
+from trainer.health.judge import MAX_RESOLVED, Judge
 from trainer.health.records import (
     Change,
     DeepStats,
@@ -337,3 +337,139 @@ def test_a_verdict_goes_to_json_and_back() -> None:
     verdict = judge.verdicts[0]
 
     assert verdict == Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(histories())
+def test_a_step_that_is_noted_leaves_what_one_that_is_seen_leaves(history: list[StepStats | DeepStats]) -> None:
+    """So it doesn't matter to verdicts in which steps parameters are measured: only what is cheap was left out."""
+    whole, noted = Judge(CONFIG), Judge(CONFIG)
+    for stats in history:
+        if isinstance(stats, DeepStats):
+            assert repr(whole.see(stats)) == repr(noted.see(stats))
+            continue
+        plain = replace(stats, parameters=(), parameter_norms=())
+        is_suspicious = math.isfinite(plain.grad_norm) and noted.is_suspicious(plain.grad_norm)
+        events = None if is_suspicious else noted.note(plain)
+        assert repr(whole.see(plain)) == repr(noted.see(plain) if events is None else events)
+
+    assert whole.to_dict() == noted.to_dict()
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_fifty_finite_steps_resolve_a_bad_one_however_few_of_them_are_measured(every: int) -> None:
+    """The table says steps: by samples it would be a thousand of them."""
+    judge = Judge(CONFIG)
+    judge.see(step_stats(0, loss=math.nan))
+    fed(judge, [step_stats(step) for step in range(every, 200, every)])
+
+    resolved_at = one_verdict(judge, "NONFINITE").resolved_at
+    assert resolved_at == 50 + -50 % every
+
+
+@pytest.mark.parametrize("every", [1, 5, 20])
+def test_rates_and_growth_are_over_steps_however_few_of_them_are_measured(every: int) -> None:
+    """300 steps of clipping each, and two decades within 200 steps: by samples these would be thousands of steps."""
+    judge = Judge(CONFIG)
+    steps = range(0, 700, every)
+    fed(judge, [step_stats(step, grad_norm=8.0, clip_threshold=1.0, was_clipped=True) for step in steps])
+    clip = one_verdict(judge, "CLIP")
+    growing = Judge(CONFIG)
+    fed(growing, [step_stats(step, grad_norm=10 ** (max(0, step - 300) / 60)) for step in steps])
+    growth = next(one for one in growing.verdicts if one.kind == "growth")
+
+    assert 299 <= clip.first_step < 299 + 2 * 50
+    assert 400 < growth.first_step < 520
+
+
+def test_the_first_steps_after_a_resume_are_counted_by_their_numbers() -> None:
+    judge = Judge(CONFIG)
+    fed(judge, [step_stats(step, optimizer_entries=2) for step in range(40)])
+    judge.resumed()
+    fed(judge, [step_stats(step, optimizer_entries=0) for step in (40, 50)])
+    assert judge.is_after_resume
+    judge.see(step_stats(60, optimizer_entries=2))
+    assert not judge.is_after_resume
+    fed(judge, [step_stats(step, optimizer_entries=2) for step in range(70, 150, 10)])
+
+    assert 140 == one_verdict(judge, "RESUME").resolved_at
+
+
+def test_a_verdict_on_depth_is_resolved_by_three_deep_samples() -> None:
+    """They come every fiftieth step: one of them is no proof, and twenty would take a thousand steps."""
+    judge = Judge(CONFIG)
+    fed(judge, [deep_stats(step, delta_slope=0.5) for step in (0, 1, 2)])
+    fed(judge, [deep_stats(step) for step in (50, 100, 150)])
+
+    assert 150 == next(one for one in judge.verdicts if one.kind == "depth").resolved_at
+
+
+def test_a_bad_step_is_pending_until_fifty_finite_ones_have_followed() -> None:
+    """A skipped one counts, unless a loss scale is being found; whether anything is said of them does not."""
+    for bad, is_pending in (
+        (step_stats(10, loss=math.nan), True),
+        (step_stats(10, was_skipped=True), True),
+        (step_stats(10, grad_norm=math.inf, was_skipped=True, scaler_scale=65536.0), False),
+    ):
+        judge = Judge(replace(CONFIG, off=("NONFINITE",)))
+        fed(judge, [*map(step_stats, range(10)), bad])
+        assert is_pending == judge.is_nonfinite_pending
+        fed(judge, [step_stats(step) for step in range(11, 60)])
+        assert is_pending == Judge.from_dict(judge.to_dict(), CONFIG).is_nonfinite_pending
+        judge.see(step_stats(60))
+        assert not judge.is_nonfinite_pending
+
+
+def test_growth_is_suspicious_before_it_is_seen_so_that_its_batch_is_kept() -> None:
+    """CRITICAL as it is, it must not be the one verdict without samples; five batches are enough."""
+    judge = Judge(CONFIG)
+    fed(judge, [step_stats(step, grad_norm=1e-3) for step in range(100)])
+    for step in range(100, 300):
+        norm = 1e-3 * 10 ** min(2.5, (step - 100) / 50)
+        is_wanted = judge.wants_trace(norm)
+        judge.see(step_stats(step, grad_norm=norm, batch={"step": step} if is_wanted else None))
+
+    growth = next(one for one in judge.verdicts if one.kind == "growth")
+    assert [{"step": growth.first_step + place} for place in range(5)] == [one["batch"] for one in growth.traces]
+    assert growth.num_hits > 5
+
+
+def test_what_layers_show_is_traced_to_its_batch_once() -> None:
+    """A step whose loss was traced already has told more than its layers can."""
+    batch = {"step": 0, "start": 0, "stop": 32}
+    bad = deep_stats(0, delta_slope=0.5, batch=batch, scaler_scale=2.0**20)
+    bad = replace(bad, parameters=(replace(bad.parameters[0], grad_max=1.0), *bad.parameters[1:]))
+    judge = Judge(CONFIG)
+    fed(judge, [replace(bad, step=step) for step in range(3)])
+    judge.see(step_stats(3, loss=math.nan, batch=batch))
+    judge.see(deep_stats(3, layers=(replace(bad.layers[0], is_finite=False),), batch=batch))
+    judge.see(deep_stats(4, layers=(replace(bad.layers[0], is_finite=False),), batch=batch))
+
+    traces = {f"{one.id}/{one.kind}": one.traces for one in judge.verdicts}
+    assert [[2], [0, 1, 2], [3, 4]] == [
+        [trace["step"] for trace in traces[key]] for key in ("EXPLODE/depth", "EXPLODE/fp16", "NONFINITE/")
+    ]
+    assert all(trace["batch"] == batch for kept in traces.values() for trace in kept)
+    assert ["nan", None] == [trace.get("loss") for trace in traces["NONFINITE/"]]
+
+
+def test_a_run_of_weeks_keeps_its_last_resolved_verdicts_and_all_open_ones() -> None:
+    """The journal has the others. What is over keeps its worst samples, not the ids of all: its place says those."""
+    judge, step, events = Judge(), 0, []
+    for _ in range(MAX_RESOLVED + 7):
+        batch = {"step": step, "start": 64 * step, "stop": 64 * step + 64, "sample_ids": list(range(64))}
+        worst = (SampleLoss(index=2, loss=math.nan),)
+        events += fed(judge, [step_stats(step, loss=math.nan, batch=batch, worst_samples=worst)])
+        assert 64 == len(judge.verdicts[-1].traces[0]["batch"]["sample_ids"])
+        events += fed(judge, [step_stats(one) for one in range(step + 1, step + 51)])
+        step += 51
+    judge.see(step_stats(step, loss=math.nan))
+    restored = Judge.from_dict(json.loads(json.dumps(judge.to_dict())))
+
+    for one in (judge, restored):
+        assert [*range(8, MAX_RESOLVED + 9)] == [verdict.number for verdict in one.verdicts]
+        assert (7, None) == (one.num_dropped, one.verdicts[-1].resolved_at)
+    assert {*range(1, MAX_RESOLVED + 8)} == {event.verdict.number for event in events}
+    trace = judge.verdicts[0].traces[0]
+    assert {"step", "start", "stop"} == set(trace["batch"])
+    assert "2" == trace["worst_samples"][0]["id"]

@@ -189,6 +189,44 @@ def test_a_restored_monitor_ends_in_the_same_verdicts(cut: int) -> None:
     assert repr(health.verdicts) == repr(second_health.verdicts)
 
 
+@pytest.mark.parametrize("cut", [13, 41, 43, 44])
+def test_a_restored_monitor_looks_deep_in_the_same_steps(cut: int, seen: list[StepStats | DeepStats]) -> None:
+    """Right before a deep step out of turn (13, 43: one after a bad step), before one in its turn (41), and after."""
+
+    def made() -> tuple[nn.Sequential, torch.optim.Optimizer, GradientHealth]:
+        model = mlp()
+        optimizer = adam(model.parameters())
+        return model, optimizer, GradientHealth(model, optimizer, every_steps=41, light_every_steps=1)
+
+    def deep_steps(model: nn.Module, optimizer: torch.optim.Optimizer, health: GradientHealth, steps: range) -> None:
+        for step in steps:
+            images, labels = data(step)
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(model(images), labels) * (math.nan if step in (12, 42) else 1.0)
+            loss.backward()
+            health.step(loss)
+            if step not in (12, 42):
+                optimizer.step()
+
+    whole, optimizer, health = made()
+    deep_steps(whole, optimizer, health, range(70))
+    health.flush()
+    expected = [one.step for one in seen if isinstance(one, DeepStats)]
+    seen.clear()
+    first, first_optimizer, first_health = made()
+    deep_steps(first, first_optimizer, first_health, range(cut))
+    state = copy.deepcopy((first.state_dict(), first_optimizer.state_dict(), first_health.state_dict()))
+    second, second_optimizer, second_health = made()
+    second.load_state_dict(state[0])
+    second_optimizer.load_state_dict(state[1])
+    second_health.load_state_dict(state[2], is_exact=True)
+    deep_steps(second, second_optimizer, second_health, range(cut, 70))
+    second_health.flush()
+
+    assert expected == [one.step for one in seen if isinstance(one, DeepStats)]
+    assert {13, 41, 43} <= set(expected)
+
+
 def test_the_saved_state_is_what_a_checkpoint_may_load() -> None:
     """Plain values and tensors: `torch.load(weights_only=True)` takes it, no pickle of ours."""
     import io
@@ -306,6 +344,7 @@ def test_the_observer_measures_what_the_loop_alone_measures(seen: list[StepStats
     expected = [one for one in seen if isinstance(one, StepStats)]
     assert [False] * 4 + [True, False] == [one.was_skipped for one in steps]
     assert [0, 1, 2, 4, 5] == [one.step for one in deep], "a deep step follows the bad one"
+    assert [32 * one.step for one in deep] == [one.batch["start"] for one in deep]
     for one, other in zip(steps, expected, strict=False):
         assert one.grad_norm == pytest.approx(other.grad_norm, rel=1e-4)
         assert one.clipped_norm == pytest.approx(other.clipped_norm, rel=1e-4)
@@ -313,6 +352,38 @@ def test_the_observer_measures_what_the_loop_alone_measures(seen: list[StepStats
     critical = [event.verdict for event in told if event.verdict.severity is Severity.CRITICAL]
     assert ["NONFINITE"] == [one.id for one in critical]
     assert [1003] == [int(one["id"]) for one in critical[0].traces[0]["worst_samples"] if one["loss"] == "nan"]
+
+
+def stepped(health: GradientHealth, stepper: Stepper, steps: range, spoiled: dict[int, float]) -> list[VerdictEvent]:
+    """Steps through the observer; the images of some are multiplied by what spoils them."""
+    told: list[VerdictEvent] = []
+    stepper.observer = HealthObserver(health, told.append, clip_threshold=1.0)
+    for step in steps:
+        images, labels = data(step)
+        stepper.step(a_batch(step, images * spoiled.get(step, 1.0), labels), lr=0.01)
+    return told + health.flush()
+
+
+@pytest.mark.parametrize("light_every", [1, 20])
+def test_what_is_said_of_steps_does_not_depend_on_how_many_are_measured(light_every: int) -> None:
+    """A spike and a NaN between two measured steps: both are seen and traced, and resolved after as many steps."""
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    health = GradientHealth(model, optimizer, every_steps=10**6, light_every_steps=light_every, is_told=True)
+    stepper = Stepper(model, optimizer, clip=ClipSection(kind="norm", threshold=1.0))
+    told = stepped(health, stepper, range(240), {85: 300.0, 147: math.nan})
+
+    changes = [(event.step, event.verdict.id, event.change.value) for event in told]
+    assert changes == [
+        (85, "EXPLODE", "opened"),
+        (105, "EXPLODE", "resolved"),
+        (147, "NONFINITE", "opened"),
+        (197, "NONFINITE", "resolved"),
+    ]
+    spike = health.verdicts[0]
+    assert (85, 32 * 85) == (spike.traces[0]["step"], spike.traces[0]["batch"]["start"])
+    assert 5 == len(spike.traces[0]["worst_samples"])
+    assert "not measured" not in spike.fix
 
 
 def a_batch(step: int, images: torch.Tensor, labels: torch.Tensor) -> Batch:

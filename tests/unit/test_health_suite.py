@@ -63,6 +63,27 @@ def test_a_fault_is_named_by_its_detector_in_time(case: Case, material: Material
     assert cures_of(case, outcome.detection) or key in NO_CURE
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "head x30",
+        "clip 1e-6",
+        "detached layer",
+        "optimizer state lost",
+        "NaN in samples",
+        "fp16 overflow",
+        "mlp 3x64 relu he adamw",
+    ],
+)
+def test_a_fault_is_named_in_time_where_one_step_in_twenty_is_measured(name: str, material: Material) -> None:
+    """`auto` chooses such intervals for small models: what is said of steps must not wait for twenty times as many."""
+    case = named(name)
+    outcome = watch(case, 0, material, stops=True, light_every=20)
+
+    assert bool(outcome.alarms) == bool(case.expected)
+    assert outcome.is_in_time == bool(case.expected)
+
+
 @pytest.mark.parametrize("name", QUICK_CURES)
 def test_the_printed_fix_clears_the_fault(name: str, material: Material) -> None:
     case = named(name)

@@ -18,7 +18,7 @@ from trainer.health.detectors import HealthConfig
 from trainer.health.records import Severity
 from trainer.health.suite import begin, digits, one_thread
 from trainer.health.suite_healthy import healthy
-from trainer.lint import lint
+from trainer.lint import MAX_SAMPLES, lint
 from trainer.lint_predict import predict
 from trainer.lint_report import LintReport, slopes_of
 from trainer.models import build_model
@@ -246,3 +246,17 @@ def test_the_report_is_json_whatever_was_measured() -> None:
     for model in (mlp(3, 64, "relu", "zeros"), drawn(lambda i, o: 1e4), mlp(1, 8, "relu", "auto")):
         written = json.dumps(linted(model).to_dict(), allow_nan=False)
         assert json.loads(written)["layers"]
+
+
+def test_before_the_first_step_no_fix_speaks_of_a_rate_that_is_not_there_yet() -> None:
+    """Units that are dead then have not died of the learning rate, which the lint doesn't know."""
+    model = mlp(3, 64, "relu", "kaiming_normal")
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.bias.fill_(-30.0)
+    images, labels = batch(MAX_SAMPLES)
+    (dead,) = [one for one in lint(model, images, labels, config=CONFIG).findings if one.id == "DEAD"]
+
+    assert "biases zero; see that the input" in dead.fix
+    assert "learning rate" not in dead.fix

@@ -83,7 +83,7 @@ class Run:
         }
         self.append("layers", step=step, was_skipped=False, layers=columns, **fields)
 
-    def health(self, *verdicts: dict[str, Any]) -> None:
+    def health(self, *verdicts: dict[str, Any], **changes: Any) -> None:
         overhead = {
             "measured_light_share": 0.005,
             "measured_deep_share": 0.02,
@@ -91,7 +91,7 @@ class Run:
             "deep_share": 0.01,
         }
         content = {"version": 1, "step": 20, "verdicts": verdicts, "overhead": overhead, "summary": "it costs little"}
-        (self.path / "health.json").write_bytes(msgspec.json.encode(content))
+        (self.path / "health.json").write_bytes(msgspec.json.encode({**content, **changes}))
 
     def page(self, samples: tuple[SampleSheet, ...] = ()) -> str:
         return write_report(self.path, None, samples).read_text()
@@ -217,6 +217,18 @@ def test_verdicts_of_the_journal_stand_in_for_a_missing_health_json(run: Run) ->
     run.steps(10, 20, attempt=2)
 
     assert ["NONFINITE"] == [card.title for card in verdict_cards(read_history(run.path))]
+
+
+def test_what_health_json_keeps_no_more_the_journal_has(run: Run) -> None:
+    """Only the last resolved verdicts are kept; a page is of the whole run."""
+    run.steps(0, 20)
+    run.event("verdict", step=4, change="opened", verdict=verdict(number=1, resolved_at=None))
+    run.event("verdict", step=9, change="resolved", verdict=verdict(number=1, resolved_at=9))
+    run.event("verdict", step=15, change="opened", verdict=verdict(number=2, id="EXPLODE", severity="WARN"))
+    run.health(verdict(number=2, id="EXPLODE", resolved_at=18), num_dropped=1)
+
+    verdicts = read_history(run.path).verdicts
+    assert [(1, 9), (2, 18)] == [(one["number"], one["resolved_at"]) for one in verdicts]
 
 
 def test_cards_begin_with_what_is_open_and_worst(run: Run) -> None:

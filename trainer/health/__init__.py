@@ -10,5 +10,5 @@ overhead.py   what watching costs, and how often it may look
 layers.py, measure.py, trace.py, transfer.py    hooks, reductions, one transfer a step
 monitor.py    `GradientHealth(model, optimizer)`: one call a step in anybody's loop
 observer.py   the same for `trainer.step.Stepper`
-suite.py, suite_cases.py    healthy and faulty trainings for calibration, as data
+suite*.py     healthy and faulty trainings for calibration, as data
 """

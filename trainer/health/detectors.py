@@ -32,18 +32,21 @@ class Detector:
     thresholds: Mapping[str, Threshold]
     clears: str
     """What must be seen before the verdict is resolved, in words; `clear_after` is the number."""
+    counts_steps: bool = False
+    """`window` and `clear_after` are steps, not samples: what is said of steps must not depend on how many of them
+    were measured."""
     window: int = 20
     """Samples looked back on."""
     open_hits: int = 3
     """Hits in the window that open a verdict, and at least half of the samples seen."""
     confirm_hits: int = 6
     clear_after: int = 3
+    """Samples without a hit, one after another, that resolve it; of steps: since the last hit."""
     min_span: int = 0
     """Steps from the first hit in the window to the one that opens: early deep samples follow each other closely.
     CRITICAL doesn't wait."""
     slow_kinds: tuple[str, ...] = ()
-    """Kinds that need 3 hits where others of the detector need one."""
-    """Samples without a hit, one after another, that resolve it."""
+    """Kinds that only deep samples tell of: 3 hits open, 3 clean samples resolve, whatever holds for the others."""
 
 
 def _at(value: float, unit: str, reason: str) -> Threshold:
@@ -60,6 +63,7 @@ DETECTORS: Mapping[str, Detector] = {
         thresholds={
             "scaler_skips": _at(3, "steps", "a fresh 2^16 scale needs a few halvings; more is no calibration"),
         },
+        counts_steps=True,
         window=20,
         open_hits=1,
         confirm_hits=2,
@@ -121,11 +125,12 @@ DETECTORS: Mapping[str, Detector] = {
             "min_layers": _at(5, "layers", "a slope through fewer points is noise"),
             "fp16_max": _at(65504 / 4, "scaled gradient", "two doublings below the largest float16"),
         },
+        counts_steps=True,
         open_hits=1,
         slow_kinds=("depth",),
         confirm_hits=3,
         clear_after=20,
-        clears="20 steps within bounds",
+        clears="20 steps within bounds; of the profile along depth, 3 samples",
     ),
     "UPDATE_RATIO": Detector(
         says="an optimizer step moves a weight by an unreasonable share of itself",
@@ -196,8 +201,11 @@ DETECTORS: Mapping[str, Detector] = {
             "min_early": _at(50, "steps", "see `early_rate`"),
             "idle_factor": _at(10, "times the 99th percentile", "a threshold this far above is not one"),
         },
+        # Judged every 50th step: three of them.
+        counts_steps=True,
+        window=150,
         open_hits=1,
-        confirm_hits=50,
+        confirm_hits=2,
         clear_after=50,
         clears="50 steps with a rate below",
     ),
@@ -249,6 +257,7 @@ DETECTORS: Mapping[str, Detector] = {
             "min_hits": _at(5, "steps", "one spike is a spike"),
             "num_steps": _at(20, "steps", "notes 1c"),
         },
+        counts_steps=True,
         open_hits=1,
         confirm_hits=2,
         clear_after=100,
@@ -286,6 +295,8 @@ class HealthConfig:
     """The run's folder, for the replay command; empty: none."""
     transforms: tuple[str, ...] = ()
     """Names of the augmentation chain's transforms, in order, for INPUT."""
+    _limits: dict[tuple[str, str], float] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """Every threshold as it holds: rules ask for some in each step."""
 
     def __post_init__(self) -> None:
         known = [f"{name}.{threshold}" for name, detector in DETECTORS.items() for threshold in detector.thresholds]
@@ -293,11 +304,14 @@ class HealthConfig:
         problems += [_unknown("off", name, list(DETECTORS)) for name in self.off if name not in DETECTORS]
         if problems:
             raise ConfigError(problems)
+        for detector, row in DETECTORS.items():
+            for threshold, default in row.thresholds.items():
+                given = self.thresholds.get(f"{detector}.{threshold}", default.value)
+                self._limits[detector, threshold] = given
 
     def limit(self, detector: str, threshold: str) -> float:
         """The user's value, else the table's."""
-        name = f"{detector}.{threshold}"
-        return self.thresholds[name] if name in self.thresholds else DETECTORS[detector].thresholds[threshold].value
+        return self._limits[detector, threshold]
 
 
 def _unknown(place: str, name: str, known: list[str]) -> Problem:

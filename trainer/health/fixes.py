@@ -52,8 +52,8 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "of {layers} is {root_v:.2g}, so eps decides the step"
     },
     "DEAD": {
-        "": "{layers}: replace ReLU by LeakyReLU(0.01), {init_advice}, biases zero; if the units died during "
-        "training, lower the learning rate from {lr:.3g} to {lower_lr:.3g}; see that the input has mean 0, std 1"
+        "": "{layers}: replace ReLU by LeakyReLU(0.01), {init_advice}, biases zero{lr_advice}; see that the input has "
+        "mean 0, std 1"
     },
     "SATURATED": {
         "": "{layers}: put a norm layer before {activation}, or {remedy}; "

@@ -21,7 +21,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer.health.layers import RELUS, SATURATION, CallOrder, Layer, layer_weight
-from trainer.health.measure_weights import MAX_COLUMNS as MAX_COLUMNS  # others measure rows alike
 from trainer.health.measure_weights import adam_roots, row_spreads
 from trainer.health.records import DeepStats, InputStats, LayerStats, ParameterStats
 from trainer.norms import gradient_norms

@@ -27,14 +27,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.health.current import Current
+from trainer.health.current import Current, is_away
 from trainer.health.detectors import HealthConfig
 from trainer.health.judge import Judge
 from trainer.health.measure import Activity, DeepProbe
 from trainer.health.overhead import LEAST_DEEP_STEPS, Overhead, Pace
-from trainer.health.records import DeepStats, StepStats, Verdict, VerdictEvent
+from trainer.health.records import DeepStats, Verdict, VerdictEvent
 from trainer.health.robust import from_state, to_state
-from trainer.health.trace import aligned, clip_sample, completed, whole_norm, worst_samples
+from trainer.health.trace import clip_sample, worst_samples
 from trainer.health.transfer import Outbox
 from trainer.norms import exact_norms, gradient_norms
 
@@ -89,7 +89,8 @@ class GradientHealth:
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All so far, newest last; on CUDA they lag by the steps the device is behind."""
+        """All open ones and the last that are resolved, newest last; on CUDA they lag by the steps the device is
+        behind."""
         return self._judge.verdicts
 
     @property
@@ -98,15 +99,19 @@ class GradientHealth:
         return self._judge.num_unannounced
 
     @property
+    def num_dropped(self) -> int:
+        """Resolved verdicts that are not among `verdicts` any more."""
+        return self._judge.num_dropped
+
+    @property
     def overhead(self) -> Overhead:
         return self._pace.overhead()
 
     @property
     def is_nonfinite_pending(self) -> bool:
-        """No checkpoint may be called healthy: a non-finite step is not resolved yet, or numbers are on their way
-        (`flush` first, to know)."""
-        is_open = any(one.id == "NONFINITE" and not one.kind and one.resolved_at is None for one in self.verdicts)
-        return is_open or len(self._outbox) > 0
+        """No checkpoint may be called healthy: a step that was not finite, or skipped, is less than 50 steps ago, or
+        numbers are on their way (`flush` first, to know)."""
+        return self._judge.is_nonfinite_pending or len(self._outbox) > 0
 
     def step(
         self,
@@ -121,11 +126,11 @@ class GradientHealth:
         names_P: tuple[str, ...] | None = None,
         clip_threshold: float | None = None,
         sample_losses: SampleLosses | None = None,
-        culprit: str = "",
         step: int | None = None,
     ) -> list[VerdictEvent]:
         """Call it after backward and unscale, before clipping; returns what changed since the last call.
 
+        Every step is judged whose `grad_norm` is given, and loss is on the host; of others, those that are measured.
         `batch`: what says where the samples came from, or a function that returns it. `scale`: the loss scale.
         `grad_norm`, `norms_P` (of the parameters with a gradient, `names_P`): measured by the caller, not again here.
         `sample_losses`: called only for a step that needs explaining.
@@ -137,32 +142,35 @@ class GradientHealth:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.detach()
-        stats = StepStats(
+        self._current = current = Current(
             step=number,
-            loss=loss if isinstance(loss, float) else math.nan,
+            loss=math.nan if is_away(loss) else loss.item() if isinstance(loss, torch.Tensor) else loss,
             lr=max(float(group["lr"]) for group in self._optimizer.param_groups),
-            grad_norm=math.nan,
+            grad_norm=math.nan if grad_norm is None else grad_norm,
             clip_threshold=clip_threshold,
             scaler_scale=scale,
-            culprit=culprit,
             optimizer_entries=len(self._optimizer.state),
+            batch=batch,
+            probe=probe,
         )
-        is_light = probe is not None or self._pace.is_light(number)
-        self._current = current = Current(stats=stats, is_light=is_light, probe=probe, batch=batch)
-        is_bad = self._has_bad_loss(current, loss) or (grad_norm is not None and not math.isfinite(grad_norm))
-        if is_light or is_bad:
-            current.is_light = True
-            self._measure(current, loss, inputs, grad_norm, norms_P, names_P)
+        is_bad = not (is_away(loss) or math.isfinite(current.loss))
+        is_bad |= grad_norm is not None and not math.isfinite(grad_norm)
+        current.is_light = probe is not None or is_bad or self._is_light(number, grad_norm)
+        current.is_judged = current.is_light or (grad_norm is not None and not is_away(loss))
+        # Behind what is on its way a step has to wait for its turn.
+        current.is_plain = not current.is_light and not len(self._outbox)
+        if current.is_light:
+            current.measure(self._named, self._names, loss, inputs, grad_norm, norms_P, names_P)
             if probe is not None:
                 known = dict(zip(current.names_P, norms_P.unbind(), strict=True)) if norms_P is not None else None
                 probe.gradients(known, inputs, labels, scale)
             self._explain(current, inputs, sample_losses, is_bad=is_bad)
-            if not self._is_told:
+        if not self._is_told:
+            if current.is_judged:
                 self._hooks = [
                     self._optimizer.register_step_pre_hook(lambda *_: self.before_update()),
                     self._optimizer.register_step_post_hook(lambda *_: self.after_update()),
                 ]
-        if not self._is_told:
             self._attach(self._next_step)
         current.own_s += perf_counter() - start
         events, self._events = self._events, []
@@ -196,16 +204,18 @@ class GradientHealth:
     ) -> None:
         """Right after the optimizer has stepped, or has not."""
         current = self._current
-        if current is None or not current.is_light or current.is_finished:
+        if current is None or not current.is_judged or current.is_finished:
             return
         start = perf_counter()
-        current.stats = replace(
-            current.stats, was_skipped=was_skipped, clipped_norm=clipped_norm, was_clipped=was_clipped
-        )
+        current.was_skipped, current.clipped_norm, current.was_clipped = was_skipped, clipped_norm, was_clipped
         if current.probe is not None:
             current.probe.after_update()
         self._finish(current)
         current.own_s += perf_counter() - start
+
+    def told(self, seconds: float) -> None:
+        """The caller has spent these on telling of what was measured: in files, lines, to exporters."""
+        self._pace.total_told_s += seconds
 
     def changed_chain(self, transforms: tuple[str, ...]) -> None:
         """The next steps' images come through these transforms; INPUT names them."""
@@ -231,7 +241,8 @@ class GradientHealth:
             "pace": to_state(self._pace),
             "next_step": self._next_step,
             "looked_step": self._looked_step,
-            "must_look_deep": self._must_look_deep or self._probe is not None,
+            "must_look_deep": self._must_look_deep,
+            "is_probed": self._probe is not None,
             "activity": {
                 name: {"has_fired": activity.has_fired.cpu(), "num_observations": activity.num_observations}
                 for name, activity in self._activity.items()
@@ -258,8 +269,9 @@ class GradientHealth:
         }
         self._current, self._last_start = None, None
         self._drop_probe()
-        if not self._is_told:
-            self._attach(self._next_step)
+        # As it was decided then: a deep step in its turn and one out of turn have different consequences.
+        if not self._is_told and state.get("is_probed", False):
+            self._probe = self._new_probe()
         if not is_exact:
             self._judge.resumed()
 
@@ -274,48 +286,17 @@ class GradientHealth:
         if must_look or self._pace.is_deep(step):
             self._looked_step = step if must_look else self._looked_step
             self._must_look_deep = False
-            window = int(self.config.limit("DEAD", "min_observations"))
-            self._probe = DeepProbe(self._model, self._optimizer, self._activity, window)
+            self._probe = self._new_probe()
 
-    def _has_bad_loss(self, current: Current, loss: torch.Tensor | float) -> bool:
-        """False too while nobody knows, since the loss is on the device."""
-        if isinstance(loss, torch.Tensor):
-            if _is_away(loss):
-                return False
-            current.stats = replace(current.stats, loss=loss.item())
-        return not math.isfinite(current.stats.loss)
+    def _new_probe(self) -> DeepProbe:
+        window = int(self.config.limit("DEAD", "min_observations"))
+        return DeepProbe(self._model, self._optimizer, self._activity, window)
 
-    def _measure(
-        self,
-        current: Current,
-        loss: torch.Tensor | float,
-        inputs: torch.Tensor | None,
-        grad_norm: float | None,
-        norms_P: torch.Tensor | None,
-        names_P: tuple[str, ...] | None,
-    ) -> None:
-        """Norms, and what of them is on the host already; the rest goes into the parcel."""
-        if norms_P is None:
-            gradients = [one.grad for _, one in self._named if one.grad is not None]
-            norms_P = gradient_norms(gradients) if gradients else None
-            names_P = None
-        current.names_P = names_P or tuple(name for name, one in self._named if one.grad is not None)
-        if isinstance(loss, torch.Tensor) and _is_away(loss):
-            current.parcel.add("loss", loss.detach())
-            if inputs is not None and inputs.is_floating_point():
-                # One sum of everything: not finite if any value is not (or if they overflow float32 together).
-                current.parcel.add("is_input_finite", torch.isfinite(inputs.detach().sum(dtype=torch.float32)))
-        if norms_P is None:
-            current.stats = replace(current.stats, grad_norm=0.0)
-        elif _is_away(norms_P):
-            current.parcel.add_all("norm:", current.names_P, norms_P)
-            current.stats = replace(current.stats, grad_norm=math.nan if grad_norm is None else grad_norm)
-        else:
-            values = norms_P.tolist()
-            if grad_norm is None:
-                values, grad_norm = whole_norm(self._named, current.names_P, values)
-            each = aligned(self._names, current.names_P, values)
-            current.stats = replace(current.stats, grad_norm=grad_norm, parameters=self._names, parameter_norms=each)
+    def _is_light(self, step: int, grad_norm: float | None) -> bool:
+        """At its interval; after a resume nobody vouches for; where the norm alone says that something is going on."""
+        if self._pace.is_light(step) or self._judge.is_after_resume:
+            return True
+        return grad_norm is not None and math.isfinite(grad_norm) and self._judge.is_suspicious(grad_norm)
 
     def _explain(
         self, current: Current, inputs: torch.Tensor | None, sample_losses: SampleLosses | None, *, is_bad: bool
@@ -324,58 +305,56 @@ class GradientHealth:
 
         Where the loss is on the device, nobody knows yet; its trace will have the batch but no samples' losses.
         """
-        stats = current.stats
         is_known = not any(name == "loss" or name.startswith("norm:") for name in current.parcel.names)
-        is_bad = is_bad or (is_known and not math.isfinite(stats.grad_norm))
-        if not is_bad and not (math.isfinite(stats.grad_norm) and self._judge.is_suspicious(stats.grad_norm)):
+        is_bad = is_bad or (is_known and not math.isfinite(current.grad_norm))
+        if not is_bad and not (math.isfinite(current.grad_norm) and self._judge.wants_trace(current.grad_norm)):
             return
-        is_input_finite, bad_weights = None, stats.bad_weights
         if is_bad:
             self._must_look_deep = True
             if inputs is not None:
-                is_input_finite = bool(torch.isfinite(inputs).all())
+                current.is_input_finite = bool(torch.isfinite(inputs).all())
             are_finite = torch.isfinite(exact_norms([one.detach() for _, one in self._named])).tolist()
-            bad_weights = tuple(name for name, ok in zip(self._names, are_finite, strict=True) if not ok)
-        worst = worst_samples(sample_losses()) if sample_losses is not None else ()
-        current.stats = replace(stats, is_input_finite=is_input_finite, bad_weights=bad_weights, worst_samples=worst)
+            current.bad_weights = tuple(name for name, ok in zip(self._names, are_finite, strict=True) if not ok)
+        if sample_losses is not None:
+            current.worst_samples = worst_samples(sample_losses())
 
     def _finish(self, current: Current) -> None:
-        """All of the step is measured: send it, and judge what has arrived by now."""
+        """All of the step is known: send it, and judge what has arrived by now."""
         current.is_finished = True
         while self._hooks:
             self._hooks.pop().remove()
+        if current.is_plain:
+            events = self._judge.note(current)
+            if events is not None:
+                self._events += events
+                return
         parcel, probe = current.parcel, current.probe
-        build = (
-            probe.reader(current.stats.step, current.stats.scaler_scale, current.stats.was_skipped) if probe else None
-        )
+        build = probe.reader(current.step, current.scaler_scale, current.was_skipped) if probe else None
         tensors = [*parcel.tensors, *(probe.parcel.tensors if probe else ())]
         count = parcel.size
 
         def read(numbers: list[float]) -> None:
-            stats = completed(current.stats, self._names, current.names_P, parcel.read(numbers[:count]))
+            stats = current.stats(self._names, parcel.read(numbers[:count]))
             is_finite = math.isfinite(stats.loss) and math.isfinite(stats.grad_norm)
             self._must_look_deep |= not is_finite
-            if not is_finite or self._judge.is_suspicious(stats.grad_norm):
-                stats = replace(stats, batch=current.batch() if callable(current.batch) else current.batch)
+            if not is_finite or self._judge.wants_trace(stats.grad_norm):
+                stats = replace(stats, batch=current.coordinates())
             self._events += self._judge.see(stats)
             if build is not None:
-                deep = build(numbers[count:])
+                deep = replace(build(numbers[count:]), batch=current.coordinates())
                 self._on_deep(deep)
                 self._events += self._judge.see(deep)
 
-        if tensors:
-            self._outbox.send(tensors, read)
-            self._outbox.arrived()
-        else:
-            read([])
+        self._outbox.send(tensors, read)
+        self._outbox.arrived()
 
     def _close(self, now: float | None) -> None:
         """The step before is over: if the optimizer did not step, it was skipped."""
         current, self._current = self._current, None
         if current is not None:
-            if current.is_light and not current.is_finished:
+            if current.is_judged and not current.is_finished:
                 start = perf_counter()
-                current.stats = replace(current.stats, was_skipped=True)
+                current.was_skipped = True
                 if current.probe is not None:
                     current.probe.after_update()
                 self._finish(current)
@@ -391,8 +370,3 @@ class GradientHealth:
                 is_plain=is_plain,
             )
         self._last_start = now
-
-
-def _is_away(values: torch.Tensor) -> bool:
-    """On a device that runs behind the host: reading a value would wait for it."""
-    return values.device.type != "cpu"

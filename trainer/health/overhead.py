@@ -38,7 +38,8 @@ class Overhead:
     light_s: float
     """Median own time in a step that is measured lightly."""
     idle_s: float
-    """... in a step that is not measured at all: to know that it isn't."""
+    """... in a step whose parameters are not measured: to know that, and to judge its loss and norm where they are
+    known."""
     deep_s: float
     """... and in a deep one, hooks included."""
     light_every: int
@@ -47,6 +48,8 @@ class Overhead:
     """Own seconds in light steps over all seconds so far."""
     measured_deep_share: float
     """As above for deep steps; the early ones weigh heavily in a short run."""
+    measured_told_share: float = 0.0
+    """As above for telling: files, lines, exporters. Rare and uneven, so there is no median of it."""
 
     @property
     def light_share(self) -> float:
@@ -63,8 +66,21 @@ class Overhead:
             f"gradient health costs {self.light_share:.2%} (always on: {self.light_s * 1e6:.0f} us, every "
             f"{self.light_every}) + {self.deep_share:.2%} (deep: {self.deep_s * 1e3:.1f} ms, every {self.deep_every}) "
             f"of a step of {self.step_s * 1e3:.1f} ms; so far {self.measured_light_share:.2%} + "
-            f"{self.measured_deep_share:.2%} in {self.num_steps} steps"
+            f"{self.measured_deep_share:.2%}, and {self.measured_told_share:.2%} for telling, in {self.num_steps} "
+            f"steps{self._missed()}"
         )
+
+    def _missed(self) -> str:
+        """Which bounds do not hold, and why; an interval can't save what every step costs."""
+        missed = ""
+        if self.light_share > LIGHT_SHARE:
+            why = f"every {self.light_every} steps is too often"
+            if self.idle_s > LIGHT_SHARE * self.step_s:
+                why = f"a step that is not measured costs {self.idle_s * 1e6:.0f} us too, and steps are short"
+            missed += f"; more than the {LIGHT_SHARE:.0%} meant for always on: {why}"
+        if self.deep_share > DEEP_SHARE:
+            missed += f"; more than the {DEEP_SHARE:.0%} meant for deep: every {self.deep_every} steps is too often"
+        return missed
 
 
 @dataclass(slots=True)
@@ -80,6 +96,7 @@ class Pace:
     total_s: float = 0.0
     total_light_s: float = 0.0
     total_deep_s: float = 0.0
+    total_told_s: float = 0.0
     step_s: Recent = field(default_factory=lambda: Recent(size=51))
     light_s: Recent = field(default_factory=lambda: Recent(size=51))
     idle_s: Recent = field(default_factory=lambda: Recent(size=51))
@@ -116,7 +133,8 @@ class Pace:
             wanted = math.ceil(median(self.deep_s.values) / (MARGIN * DEEP_SHARE * step_s))
             self.deep_every = min(MOST_DEEP_STEPS, max(LEAST_DEEP_STEPS, wanted))
         if not self.is_light_fixed:
-            # Steps between measured ones cost something too, which no interval saves.
+            # Steps between measured ones cost something too, which no interval saves: where that alone is too much, the
+            # longest one is the best there is, and the summary says that the bound is missed.
             idle_s = _median(self.idle_s)
             bound_s = max(MARGIN * LIGHT_SHARE * step_s - idle_s, 1e-9)
             wanted = math.ceil((median(self.light_s.values) - idle_s) / bound_s)
@@ -135,6 +153,7 @@ class Pace:
             deep_every=self.deep_every,
             measured_light_share=self.total_light_s / total_s,
             measured_deep_share=self.total_deep_s / total_s,
+            measured_told_share=self.total_told_s / total_s,
         )
 
 

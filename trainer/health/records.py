@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 Number = float | int | str
 """A value of evidence; a number that is not finite is spelled out (`nan`, `inf`) so that JSON can carry it."""
@@ -65,8 +65,6 @@ class StepStats:
     """The loss scale of fp16 training."""
     is_input_finite: bool | None = None
     """None: not looked at (the step was finite)."""
-    culprit: str = ""
-    """What was found to be the cause of a non-finite step, where somebody looked; empty: the rule infers it."""
     bad_weights: tuple[str, ...] = ()
     """Parameters whose values are not finite; looked for only in a non-finite step."""
     optimizer_entries: int = 0
@@ -74,6 +72,29 @@ class StepStats:
     batch: Any = None
     """Where the step's samples came from, as the caller gave it (all micro-batches)."""
     worst_samples: tuple[SampleLoss, ...] = ()
+
+
+class StepNumbers(Protocol):
+    """What statistics take from a step: a `StepStats`, or the step under way before one is made of it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def loss(self) -> float: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def grad_norm(self) -> float: ...
+    @property
+    def clipped_norm(self) -> float | None: ...
+    @property
+    def clip_threshold(self) -> float | None: ...
+    @property
+    def was_clipped(self) -> bool: ...
+    @property
+    def was_skipped(self) -> bool: ...
+    @property
+    def optimizer_entries(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,6 +188,8 @@ class DeepStats:
     inputs: InputStats | None = None
     scaler_scale: float | None = None
     was_skipped: bool = False
+    batch: Any = None
+    """Where the step's samples came from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

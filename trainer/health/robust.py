@@ -64,13 +64,9 @@ class Level:
     spread: float = 0.0
     count: int = 0
 
-    @property
-    def is_ready(self) -> bool:
-        return self.count >= self.num_first
-
     def z(self, value: float) -> float:
         """Spreads above the level; 0 until there are enough values to say."""
-        if not self.is_ready:
+        if self.count < self.num_first:
             return 0.0
         return (value - self.level) / max(self.spread, self.floor)
 

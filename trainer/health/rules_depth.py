@@ -18,7 +18,7 @@ from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import HOPELESS, init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, Severity, spelled
 from trainer.health.robust import theil_sen
-from trainer.health.rules_step import Progress
+from trainer.health.rules_step import Progress, place_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ class Depth:
         }
         if backward.is_long_enough:
             yield self._vanish(backward, slopes, config)
-            yield self._explode(backward, slopes, progress, config)
+            yield self._explode(stats, backward, slopes, progress, config)
         if falling:
             yield self._collapse(falling, slopes, config, stats.step)
         if steepest:
@@ -114,7 +114,12 @@ class Depth:
         )
 
     def _explode(
-        self, backward: Profile, slopes: dict[str, Number], progress: Progress, config: HealthConfig
+        self,
+        stats: DeepStats,
+        backward: Profile,
+        slopes: dict[str, Number],
+        progress: Progress,
+        config: HealthConfig,
     ) -> Finding:
         rise = -backward.change
         is_steep = -backward.slope > config.limit("EXPLODE", "depth_slope")
@@ -126,6 +131,7 @@ class Depth:
             layers=_names(backward),
             evidence={**slopes, "rise": spelled(rise)},
             words={"factor": 10**-backward.slope, "init_advice": _advice(backward), "p90": progress.p90},
+            trace=place_of(stats),
         )
 
     def _collapse(self, forward: Profile, slopes: dict[str, Number], config: HealthConfig, step: int) -> Finding:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, ParameterStats, Severity, StepStats, spelled
-from trainer.health.rules_step import Progress
+from trainer.health.rules_step import Progress, place_of
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
@@ -185,12 +185,13 @@ class Dead:
                 "at start": spelled(self.at_start.get(worst)),
                 "values a unit": layer.num_observations,
             },
-            words={
-                "init_advice": init_advice("ReLU", layer.fan_in),
-                "lr": progress.lr,
-                "lower_lr": progress.lr / 10,
-            },
+            words={"init_advice": init_advice("ReLU", layer.fan_in), "lr_advice": _lower_rate(progress.lr)},
         )
+
+
+def _lower_rate(lr: float) -> str:
+    """Nothing before the first step, where there is no rate yet and nothing has died of it."""
+    return f"; if the units died during training, lower the learning rate from {lr:.3g} to {lr / 10:.3g}" if lr else ""
 
 
 def _is_dead_early(layer: LayerStats, config: HealthConfig) -> bool:
@@ -256,6 +257,7 @@ class Fp16Range:
             layers=tuple(over),
             evidence={"scaled gradient": spelled(worst), "scale": spelled(stats.scaler_scale)},
             words={"scaled": worst},
+            trace=place_of(stats),
         )
 
 

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from trainer.health.detectors import HealthConfig
-from trainer.health.records import DeepStats, Finding, Number, Severity, StepStats, spelled
-from trainer.health.rules_step import Progress, replay_words, shares, trace_of
+from trainer.health.records import DeepStats, Finding, Number, Severity, StepNumbers, StepStats, spelled
+from trainer.health.rules_step import Progress, place_of, replay_words, shares, trace_of
+
+FINITE, NO_OVERFLOW = Finding(id="NONFINITE"), Finding(id="NONFINITE", kind="amp")
+"""Of nearly every step, so made once."""
 
 
 @dataclass(slots=True)
@@ -20,18 +23,25 @@ class NonFinite:
     """NONFINITE: names the first thing in the order input, weights, loss, gradients."""
 
     num_in_a_row: int = 0
+    bad_step: int = -1
+    """The last one that was not finite, or was skipped for another reason than a loss scale being found; -1: none."""
+    last_step: int = -1
+    """The last one that was seen."""
     explained_step: int = -1
     """The last one whose cause came before the model: a module's bad output is then no news."""
 
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if math.isfinite(stats.loss) and math.isfinite(stats.grad_norm):
-            self.num_in_a_row = 0
-            yield Finding(id="NONFINITE")
-            yield Finding(id="NONFINITE", kind="amp")
+            self.remember(stats)
+            yield FINITE
+            yield NO_OVERFLOW
             return
         self.num_in_a_row += 1
+        self.last_step = stats.step
         limit = config.limit("NONFINITE", "scaler_skips")
         is_calibrating = stats.scaler_scale is not None and math.isfinite(stats.loss) and self.num_in_a_row <= limit
+        if not is_calibrating:
+            self.bad_step = stats.step
         culprit, layers, advice = _culprit(stats)
         if stats.is_input_finite is False or stats.bad_weights:
             self.explained_step = stats.step
@@ -60,10 +70,21 @@ class NonFinite:
             trace=trace_of(stats),
         )
 
+    def remember(self, stats: StepNumbers) -> None:
+        """Of a finite step."""
+        self.num_in_a_row, self.last_step = 0, stats.step
+        if stats.was_skipped:
+            self.bad_step = stats.step
+
+    def is_pending(self, num_steps: int) -> bool:
+        """A bad step has not been left behind by so many others; known whether or not anything is said of it."""
+        return 0 <= self.bad_step and self.last_step - self.bad_step < num_steps
+
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         """Names the first module, in forward order, whose output is not finite."""
         bad = tuple(layer.name for layer in stats.layers if not layer.is_finite)
         if bad and stats.step != self.explained_step:
+            self.bad_step = stats.step
             yield Finding(
                 id="NONFINITE",
                 severity=Severity.CRITICAL,
@@ -74,13 +95,12 @@ class NonFinite:
                     "advice": "See its weights and what feeds it; lower the learning rate, or train in bf16",
                     **replay_words(config, stats.step),
                 },
+                trace=place_of(stats),
             )
 
 
 def _culprit(stats: StepStats) -> tuple[str, tuple[str, ...], str]:
     """(what, where, what to do), the earliest cause that was seen."""
-    if stats.culprit:
-        return stats.culprit, stats.bad_weights[:3], "Look at it first; every later number follows from it"
     if stats.is_input_finite is False:
         return "the input batch", (), "Look at the samples with a NaN loss and at the transforms that made them"
     if stats.bad_weights:

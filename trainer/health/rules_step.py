@@ -1,8 +1,9 @@
-"""What every measured step tells: EXPLODE, CLIP, RESUME, LOSS0. (NONFINITE: `rules_nonfinite.py`.)
+"""What every step tells whose numbers are known: EXPLODE, RESUME, LOSS0. (NONFINITE and CLIP have files of their own.)
 
 In:  `StepStats`, the run's `Progress`, the configuration.
 Out: findings; `severity` None where a rule looked and found nothing.
-Rules are dataclasses of plain fields: what they remember is their state. Only finite values are remembered.
+Rules are dataclasses of plain fields: what they remember is their state. Only finite values are remembered. What is
+said of steps goes by their numbers: not every step need have been measured.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from trainer.health.detectors import HealthConfig
-from trainer.health.records import Finding, Number, Severity, StepStats, spelled
+from trainer.health.records import DeepStats, Finding, Number, Severity, StepNumbers, StepStats, spelled
 from trainer.health.robust import Level, Recent, quantile
 
 SMALLEST = 1e-38
 """Stands for zero in logarithms; float32 has nothing normal below."""
-SAME_NORM = 0.01
-"""Norms this close are one threshold: a norm estimated from a sample of gradients is off by rounding only."""
+NO_SPIKE, NO_GROWTH = Finding(id="EXPLODE", kind="spike"), Finding(id="EXPLODE", kind="growth")
+"""Of nearly every step, so made once."""
+NO_LOSS_OF_STATE, NO_JUMP = Finding(id="RESUME", kind="optimizer state"), Finding(id="RESUME", kind="jump")
+BLOCK_STEPS = 20
+"""Growth is looked for over ten blocks of so many steps."""
 
 
 def log10(value: float) -> float:
@@ -41,7 +45,7 @@ class Progress:
     clip_factor: float = 1.0
     """What clipping left of the last finite norm that was measured on both sides."""
 
-    def see_step(self, stats: StepStats) -> None:
+    def remember(self, stats: StepNumbers) -> None:
         self.lr = stats.lr
         self.peak_lr = max(self.peak_lr, stats.lr)
         if math.isfinite(stats.loss):
@@ -86,6 +90,11 @@ def trace_of(stats: StepStats) -> dict[str, object]:
     }
 
 
+def place_of(stats: DeepStats) -> dict[str, object]:
+    """The trace of a finding on layers: its step and batch; samples' losses say nothing of it."""
+    return {"step": stats.step, "batch": stats.batch, "worst_samples": []}
+
+
 def shares(stats: StepStats, count: int = 3) -> list[tuple[str, float]]:
     """The parameters with the largest shares of the squared norm; non-finite ones first."""
     norms = [(name, norm) for name, norm in zip(stats.parameters, stats.parameter_norms, strict=False) if norm]
@@ -111,22 +120,28 @@ class Explode:
     block: list[float] = field(default_factory=list)
     medians: Recent = field(default_factory=lambda: Recent(size=10))
     """Of blocks of 20 steps."""
+    began: int = -1
+    """The first step with a finite norm; -1: none yet."""
+    block_began: int = 0
 
-    def excess(self, norm: float, config: HealthConfig) -> tuple[float, bool, bool]:
-        """(z, is a spike, is above the run's beginning too); pure, so that a monitor can ask before the step."""
+    def suspects(self, norm: float, config: HealthConfig) -> tuple[str, ...]:
+        """Kinds that this finite norm would be a hit of; pure, so that a monitor can ask before the step."""
         value = log10(norm)
-        z = self.log_norm.z(value)
-        is_spike = z > config.limit("EXPLODE", "z") and value > self.log_norm.level + math.log10(
-            config.limit("EXPLODE", "spike_factor")
-        )
-        is_high = value > self.early_max + math.log10(config.limit("EXPLODE", "early_factor"))
-        return z, is_spike, is_high
+        is_spike = self._is_spike(value, self.log_norm.z(value), config)
+        is_grown = self._growth(value) > config.limit("EXPLODE", "growth")
+        return ("spike",) * is_spike + ("growth",) * is_grown
+
+    def _is_spike(self, value: float, z: float, config: HealthConfig) -> bool:
+        if z <= config.limit("EXPLODE", "z"):
+            return False
+        return value > self.log_norm.level + math.log10(config.limit("EXPLODE", "spike_factor"))
 
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if not math.isfinite(stats.grad_norm):
             return
         value = log10(stats.grad_norm)
-        z, is_spike, is_high = self.excess(stats.grad_norm, config)
+        z = self.log_norm.z(value)
+        is_spike = self._is_spike(value, z, config)
         growth = self._growth(value)
         is_grown = growth > config.limit("EXPLODE", "growth")
         evidence: dict[str, Number] = {}
@@ -145,6 +160,7 @@ class Explode:
                 **replay_words(config, stats.step),
             }
         if is_spike:
+            is_high = value > self.early_max + math.log10(config.limit("EXPLODE", "early_factor"))
             severity = Severity.WARN if is_high else Severity.INFO
             seen = {**evidence, "z": spelled(z), "level": spelled(10**self.log_norm.level)}
             yield Finding(
@@ -157,7 +173,7 @@ class Explode:
                 trace=trace_of(stats),
             )
         else:
-            yield Finding(id="EXPLODE", kind="spike")
+            yield NO_SPIKE
         if is_grown:
             seen = {**evidence, "growth": spelled(growth)}
             yield Finding(
@@ -170,8 +186,8 @@ class Explode:
                 trace=trace_of(stats),
             )
         else:
-            yield Finding(id="EXPLODE", kind="growth")
-        self._remember(value, int(config.limit("EXPLODE", "num_early")))
+            yield NO_GROWTH
+        self.remember(stats, config)
 
     def _growth(self, value: float) -> float:
         """Decades of the last steps above the lowest block of the last 200, or above the run's start if that is more.
@@ -183,87 +199,23 @@ class Explode:
         base = min(self.first)
         if self.medians.values:
             base = max(base, min(self.medians.values))
-        return median([*self.last.values[1:], value]) - base
+        return sorted([*self.last.values[1:], value])[self.last.size // 2] - base
 
-    def _remember(self, value: float, num_early: int) -> None:
+    def remember(self, stats: StepNumbers, config: HealthConfig) -> None:
+        """Of a finite step."""
+        step, value = stats.step, log10(stats.grad_norm)
+        if self.began < 0:
+            self.began = self.block_began = step
         if len(self.first) < self.last.size:
             self.first.append(value)
-        if self.log_norm.count < num_early:
+        if step < self.began + config.limit("EXPLODE", "num_early"):
             self.early_max = max(self.early_max, value)
         self.log_norm.add(value)
         self.last.add(value)
         self.block.append(value)
-        if len(self.block) == 20:
+        if step + 1 >= self.block_began + BLOCK_STEPS:
             self.medians.add(median(self.block))
-            self.block = []
-
-
-@dataclass(slots=True)
-class Clip:
-    """CLIP: how often, and how far above the threshold."""
-
-    norms: Recent = field(default_factory=lambda: Recent(size=500))
-    clipped: Recent = field(default_factory=lambda: Recent(size=500))
-    bound: float | None = None
-    """The last threshold known."""
-    after: Recent = field(default_factory=lambda: Recent(size=5))
-    """Norms after clipping of the last clipped steps, where nobody says what the threshold is."""
-
-    def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
-        if not math.isfinite(stats.grad_norm) or stats.was_skipped:
-            return
-        if stats.clip_threshold is not None:
-            self.bound = stats.clip_threshold
-        elif stats.was_clipped and stats.clipped_norm:
-            self.bound = self._bound_of(stats.clipped_norm)
-        elif stats.clipped_norm is None:
-            return
-        self.norms.add(stats.grad_norm)
-        self.clipped.add(float(stats.was_clipped))
-        count = len(self.norms.values)
-        if self.bound is None or count < config.limit("CLIP", "min_early"):
-            return
-        # Sorting 500 norms takes 30 µs: the rate is one division, and only what it suspects is looked at closely.
-        rate = sum(self.clipped.values) / count
-        if 0.0 < rate <= config.limit("CLIP", "warn_rate") or (rate == 0.0 and count % 50):
-            yield Finding(id="CLIP", kind="aggressive")
-            return
-        bound = max(self.bound, SMALLEST)
-        overshoot = median(self.norms.values) / bound
-        is_enough = count >= config.limit("CLIP", "min_steps")
-        is_frequent = is_enough and rate > config.limit("CLIP", "warn_rate")
-        is_early = rate > config.limit("CLIP", "early_rate") and overshoot > config.limit("CLIP", "early_overshoot")
-        is_harmful = not progress.has_learned(config.limit("CLIP", "loss_share"))
-        is_aggressive = is_early or (is_frequent and is_harmful and overshoot > config.limit("CLIP", "warn_overshoot"))
-        evidence: dict[str, Number] = {
-            "rate": spelled(rate),
-            "median before": spelled(median(self.norms.values)),
-            "threshold": spelled(bound),
-            "steps": count,
-        }
-        words: dict[str, Number] = {
-            "p90": quantile(self.norms.values, 0.9),
-            "threshold": bound,
-            "lr": stats.lr,
-            "num_steps": count,
-        }
-        severity = Severity.WARN if is_aggressive else Severity.INFO if is_frequent else None
-        yield Finding(id="CLIP", kind="aggressive", severity=severity, evidence=evidence, words=words)
-        p99 = quantile(self.norms.values, 0.99)
-        is_idle = is_enough and rate == 0.0 and bound > config.limit("CLIP", "idle_factor") * p99
-        yield Finding(
-            id="CLIP", kind="idle", severity=Severity.INFO if is_idle else None, evidence=evidence, words=words
-        )
-
-    def _bound_of(self, clipped_norm: float) -> float | None:
-        """Nobody said, but a norm that is the same after each clipping is the threshold.
-
-        Where it differs, elements or units are bounded, each by itself, as by value or AGC: then every step may well
-        be clipped, and there is no threshold of the norm to judge.
-        """
-        self.after.add(clipped_norm)
-        is_same = max(self.after.values) <= (1 + SAME_NORM) * min(self.after.values)
-        return clipped_norm if is_same and len(self.after.values) == self.after.size else None
+            self.block, self.block_began = [], step + 1
 
 
 @dataclass(slots=True)
@@ -274,6 +226,8 @@ class Resume:
     """Parameters with optimizer state, when last seen."""
     steps_since: int | None = None
     """None: no resume, or an exact one."""
+    first_step: int = 0
+    """After the resume."""
     num_hits: int = 0
     log_norm: Level = field(default_factory=lambda: Level(rate=0.05, floor=0.05))
     log_loss: Level = field(default_factory=lambda: Level(rate=0.05, floor=0.05))
@@ -284,11 +238,13 @@ class Resume:
 
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         is_finite = math.isfinite(stats.grad_norm) and math.isfinite(stats.loss)
-        norm, loss = log10(stats.grad_norm) if is_finite else 0.0, log10(abs(stats.loss)) if is_finite else 0.0
         if self.steps_since is not None:
-            if self.steps_since == 0 and self.num_entries > 0:
-                yield self._optimizer(stats)
-            self.steps_since += 1
+            norm, loss = log10(stats.grad_norm) if is_finite else 0.0, log10(abs(stats.loss)) if is_finite else 0.0
+            if self.steps_since == 0:
+                self.first_step = stats.step
+                if self.num_entries > 0:
+                    yield self._optimizer(stats)
+            self.steps_since = stats.step - self.first_step + 1
             z = max(self.log_norm.z(norm), self.log_loss.z(loss)) if is_finite else 0.0
             self.num_hits += z > config.limit("RESUME", "z")
             is_jump = self.num_hits >= config.limit("RESUME", "min_hits")
@@ -298,14 +254,26 @@ class Resume:
                 severity=Severity.WARN if is_jump else None,
                 evidence={"z": spelled(z), "steps above": self.num_hits, "steps since": self.steps_since},
             )
+            if self.steps_since > 1:
+                self._count(stats)
             if self.steps_since >= config.limit("RESUME", "num_steps"):
                 self.steps_since = None
-        elif is_finite:
-            # Only while no resume is being judged: a jump must not become the level it is compared with.
-            self.log_norm.add(norm)
-            self.log_loss.add(loss)
-        if self.steps_since is None or self.steps_since > 1:
-            self.num_entries = max(self.num_entries, stats.optimizer_entries)
+            return
+        yield NO_LOSS_OF_STATE
+        yield NO_JUMP
+        if is_finite:
+            self.remember(stats)
+        else:
+            self._count(stats)
+
+    def remember(self, stats: StepNumbers) -> None:
+        """Of a finite step, while no resume is being judged: a jump must not become the level it is compared with."""
+        self.log_norm.add(log10(stats.grad_norm))
+        self.log_loss.add(log10(abs(stats.loss)))
+        self._count(stats)
+
+    def _count(self, stats: StepNumbers) -> None:
+        self.num_entries = max(self.num_entries, stats.optimizer_entries)
 
     def _optimizer(self, stats: StepStats) -> Finding:
         words: dict[str, Number] = {"before": self.num_entries, "now": stats.optimizer_entries}

@@ -94,13 +94,16 @@ class Run:
     images_NCHW: torch.Tensor
     labels_N: torch.Tensor
     health: GradientHealth
+    light_every: int
     losses: list[float] = field(default_factory=list)
 
     def renew_health(self) -> None:
         """Watches the model and optimizer as they are now, from nothing: hooks hold on to what they were made for."""
         config = self.health.config
         self.health.detach()
-        self.health = GradientHealth(self.model, self.optimizer, every_steps=50, light_every_steps=1, config=config)
+        self.health = GradientHealth(
+            self.model, self.optimizer, every_steps=50, light_every_steps=self.light_every, config=config
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +198,7 @@ def new_optimizer(case: Case, model: nn.Module) -> Optimizer:
     return OPTIMIZERS[case.optimizer]([one for one in model.parameters() if one.requires_grad], case.lr)
 
 
-def begin(case: Case, seed: int, material: Material) -> Run:
+def begin(case: Case, seed: int, material: Material, *, light_every: int = 1) -> Run:
     """The case's run before its first step; equal seeds give equal runs."""
     torch.manual_seed(seed)
     shape = (material.images_NCHW.shape[1], material.images_NCHW.shape[2], material.images_NCHW.shape[3])
@@ -208,7 +211,7 @@ def begin(case: Case, seed: int, material: Material) -> Run:
             scale_to_unit(model, material.images_NCHW[:128])
     optimizer = new_optimizer(case, model)
     config = HealthConfig(num_classes=material.num_classes, transforms=material.transforms)
-    health = GradientHealth(model, optimizer, every_steps=50, light_every_steps=1, config=config)
+    health = GradientHealth(model, optimizer, every_steps=50, light_every_steps=light_every, config=config)
     run = Run(
         case=case,
         seed=seed,
@@ -217,6 +220,7 @@ def begin(case: Case, seed: int, material: Material) -> Run:
         images_NCHW=material.images_NCHW,
         labels_N=material.labels_N,
         health=health,
+        light_every=light_every,
     )
     if case.prepare is not None:
         case.prepare(run)
@@ -224,9 +228,10 @@ def begin(case: Case, seed: int, material: Material) -> Run:
     return run
 
 
-def watch(case: Case, seed: int, material: Material, *, stops: bool = False) -> Outcome:
-    """Trains the case and listens; `stops`: no further than the first alarm of an expected detector."""
-    run = begin(case, seed, material)
+def watch(case: Case, seed: int, material: Material, *, stops: bool = False, light_every: int = 1) -> Outcome:
+    """Trains the case and listens; `stops`: no further than the first alarm of an expected detector. `light_every`:
+    steps between those whose norms are measured, which this loop doesn't give by itself."""
+    run = begin(case, seed, material, light_every=light_every)
     schedule = ScheduleSection(kind="cosine", warmup_steps=30)
     clipper = Clipper(ClipSection.model_validate(dict(case.clip)), run.model)
     generator = torch.Generator().manual_seed(seed)

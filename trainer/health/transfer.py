@@ -32,7 +32,10 @@ class Outbox:
         self._free: list[torch.Tensor] = []
 
     def send(self, tensors: Sequence[torch.Tensor], read: Reader) -> None:
-        """`read` gets all elements, one tensor after another, when they have arrived."""
+        """`read` gets all elements, one tensor after another, when they have arrived; without tensors, in its turn."""
+        if not tensors:
+            self._parcels.append(_Parcel(values=torch.empty(0), event=None, read=read))
+            return
         device = tensors[0].device
         flat = [tensor.reshape(-1) for tensor in tensors]
         if any(tensor.device != device for tensor in flat):

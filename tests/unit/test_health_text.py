@@ -1,0 +1,67 @@
+"""What `headrace health` prints: it says what there is, and names no place that there isn't."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.health_text import Health, health_lines
+from pipeline.checkpoint_folder import checkpoint_name
+from tests.unit.test_exporters import a_verdict
+from trainer.health.records import Severity, Verdict
+
+
+def a_health(*verdicts: Verdict, **changes: Any) -> Health:
+    plain = Health(
+        step=40,
+        time_s=0.0,
+        verdicts=verdicts,
+        num_unannounced=0,
+        num_dropped=0,
+        summary="gradient health costs nothing",
+    )
+    return replace(plain, **changes)
+
+
+@pytest.mark.parametrize(
+    ("trace", "told"),
+    [
+        ({"step": 3, "batch": None}, "trace: step 3: its batch was not noted"),
+        ({"step": 3, "batch": {"seen": 7}}, "trace: step 3: {'seen': 7}"),
+        (
+            {"step": 3, "batch": {"start": 96, "stop": 128, "epoch": 0, "recipe": "r"}, "worst_samples": []},
+            "trace: step 3: positions 96 to 128 of epoch 0, recipe r",
+        ),
+    ],
+)
+def test_a_trace_says_of_its_batch_what_is_known(tmp_path: Path, trace: dict[str, Any], told: str) -> None:
+    """Not "positions None to None"."""
+    lines = health_lines(tmp_path, a_health(replace(a_verdict(1), traces=(trace,))), everything=False)
+
+    assert told in [line.strip() for line in lines]
+
+
+def test_what_is_not_kept_is_said_with_its_place(tmp_path: Path) -> None:
+    lines = health_lines(tmp_path, a_health(num_dropped=12), everything=False)
+
+    assert f"12 more were resolved longer ago: {tmp_path / 'journal.jsonl'} has them" in lines
+
+
+def test_the_way_back_is_to_the_newest_healthy_checkpoint_that_is_there(tmp_path: Path) -> None:
+    """Not to one that was thinned out, says that it is not healthy, or is half written."""
+    open_one = a_health(a_verdict(1, severity=Severity.CRITICAL))
+
+    def printed() -> list[str]:
+        return [line for line in health_lines(tmp_path, open_one, everything=False) if "healthy checkpoint" in line]
+
+    assert printed() == ["there is no healthy checkpoint of this run: begin again, with the fix"]
+    for step, text in ((10, '{"healthy": true}'), (20, '{"healthy": true}'), (30, '{"healthy": false}'), (40, "{")):
+        folder = tmp_path / "checkpoints" / checkpoint_name(step)
+        folder.mkdir(parents=True)
+        (folder / "state.json").write_text(text)
+    assert printed() == ["newest healthy checkpoint: step 20"]
+    (tmp_path / "checkpoints" / checkpoint_name(20)).rename(tmp_path / "moved")
+    assert printed() == ["newest healthy checkpoint: step 10"]
