@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from headrace._house import own_house
@@ -12,20 +13,18 @@ from headrace._house import own_house
 if TYPE_CHECKING:
     from headrace.library import Stream
     from trainer.checkpoint import load_model
+    from trainer.health.monitor import GradientHealth
 
-__all__ = ["Stream", "__version__", "load_model"]
+__all__ = ["GradientHealth", "Stream", "__version__", "load_model"]
 
 __version__ = "0.1.0"
 
+_HOMES = {"GradientHealth": "trainer.health.monitor", "Stream": "headrace.library", "load_model": "trainer.checkpoint"}
+"""Public name -> its module, imported when the name is asked for: the command line and the services need no torch."""
+
 
 def __getattr__(name: str) -> Any:
-    # Not at the top: the command line and the services import this package and need no torch.
-    if name == "Stream":
-        with own_house():
-            from headrace.library import Stream
-        return Stream
-    if name == "load_model":
-        with own_house():
-            from trainer.checkpoint import load_model
-        return load_model
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with own_house():
+        return getattr(import_module(_HOMES[name]), name)

@@ -3,15 +3,16 @@
 A script's own folder stands first on sys.path, so beside a user's `trainer/` a plain `import trainer` inside headrace
 would find theirs. `own_house` imports ours from where headrace itself lies, and afterwards gives the user's names
 back. Then both work: ours hold references to each other, the user's `import trainer` finds the user's.
-Where nothing is in the way, nothing is done.
+Where nothing is in the way, nothing is done. A process of our own begins with `house_command` and `house_environment`.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -47,6 +48,19 @@ def own_house() -> Iterator[None]:
             _ours.update(_take_out())
             sys.modules.update(theirs)
             importlib.invalidate_caches()
+
+
+def house_command(module: str, *arguments: str) -> list[str]:
+    """Runs a module of ours with this Python; to be started in `house_environment`."""
+    # -P: without the current folder on sys.path, where a user may have a `trainer/`.
+    return [sys.executable, "-P", "-m", module, *arguments]
+
+
+def house_environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's, and `more`, where our packages are found first and whatever the user had on PYTHONPATH next."""
+    environment = {**os.environ, **(more or {})}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
+    return environment
 
 
 def _is_shadowed() -> bool:

@@ -8,12 +8,13 @@ A look writes nothing: the train stream, which meets the same samples, decides a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config_job import Job
 from pipeline.messages import StreamSpec
 from pipeline.order import Order
+from pipeline.quarantine import Quarantined, attempts_at, entry_of
 from pipeline.run_folder import RunFolder
 from pipeline.sources.protocol import Source
 from trainer.policy import BadSamplePolicy
@@ -27,17 +28,15 @@ log = logging.getLogger("headrace.stream")
 class BadSamples:
     """Every bad sample of `train` and `eval` is counted, and named where the job's records are."""
 
-    def __init__(self, job: Job, folder: RunFolder | None, quarantined: Mapping[str, Mapping[int, int]]) -> None:
-        """`quarantined`: stream -> position -> attempt to begin with, as on disk."""
+    def __init__(self, job: Job, folder: RunFolder | None, quarantined: Mapping[str, Sequence[Quarantined]]) -> None:
+        """`quarantined`: stream -> its entries, as on disk."""
         self._job, self._folder = job, folder
         self.num_met = 0
-        self.quarantined: dict[str, dict[int, int]] = {
-            name: dict(quarantined.get(name, {})) for name in ("train", "eval")
-        }
+        self._quarantined = {name: list(quarantined.get(name, ())) for name in ("train", "eval")}
         """All of it is on disk, if there is a run folder."""
 
-    def policy(self, name: StreamName, spec: StreamSpec, source: Source) -> BadSamplePolicy:
-        """The job's policy, for one incarnation of a stream."""
+    def policy(self, name: StreamName, spec: StreamSpec, source: Source, step: int) -> BadSamplePolicy:
+        """The job's policy, for one incarnation of a stream that begins before `step` of the training."""
         config = self._job.config
         order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
 
@@ -51,21 +50,21 @@ class BadSamples:
                 config.on_bad_sample,
                 config.max_bad_fraction,
                 identify=identify,
-                quarantined=self.quarantined["train"],
+                quarantined=attempts_at(self._quarantined["train"], step),
             )
         return BadSamplePolicy(
             config.on_bad_sample,
             config.max_bad_fraction,
             identify=identify,
-            quarantine=lambda entry: self._quarantine(name, entry),
+            quarantine=lambda entry: self._quarantine(name, {**entry, "step": step} if name == "eval" else entry),
             journal=lambda entry: self._name(name, entry),
-            quarantined=self.quarantined[name],
+            quarantined=attempts_at(self._quarantined[name], step),
         )
 
     def _quarantine(self, name: StreamName, entry: dict[str, Any]) -> None:
         if self._folder is not None:
             self._folder.append_quarantine({"stream": name, **entry})
-        self.quarantined[name][entry["position"]] = entry["lost_attempt"] + 1
+        self._quarantined[name].append(entry_of(entry))
 
     def _name(self, name: StreamName, entry: dict[str, Any]) -> None:
         self.num_met += 1

@@ -17,29 +17,34 @@ from pipeline.checkpoint_folder import set_aside
 from pipeline.config import dump_job
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
-from pipeline.following import GIVEN, past_short_batch
+from pipeline.following import EVALUATION_WAITS, GIVEN, past_short_batch
 from pipeline.json_lines import read_lines
 from pipeline.plan import first_entries, open_job_source, timeline_of
+from pipeline.recipe import Recipe
 from pipeline.resume import Resumption
-from pipeline.resume_differences import Difference, job_differences, require_resumable
+from pipeline.resume_differences import Difference, factory_difference, job_differences, require_resumable
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import (
     changes_of,
     entries_of,
     has_had_checkpoints,
     job_text,
+    kept_evaluation,
     load_run_job,
     num_unrecorded_steps,
 )
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineChange, TimelineEntry, after
+from pipeline.user_code import load_module, loaded_digest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beginning:
     """A run that can start."""
 
+    job: Job
+    """As it was asked for; of a resumed run with the chain that its evaluations have used so far."""
     folder: RunFolder
     start: StreamStart = field(default_factory=StreamStart)
     resumed: Resumption | None = None
@@ -53,29 +58,22 @@ class Beginning:
 
 def begin_new(job: Job, run_dir: Path) -> Beginning:
     """A run in a new folder."""
-    folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)))
-    return _written(job, Beginning(folder=folder))
+    return Beginning(job=job, folder=RunFolder.create(run_dir, job_text(job, dump_job(job.config)), _own(job)))
 
 
 def begin_with_timeline(job: Job, run_dir: Path, timeline_file: Path) -> Beginning:
     """A run in a new folder, with every swap of the run whose timeline.jsonl is given; it follows no chain file."""
     if not timeline_file.is_file():
         raise _refused(str(timeline_file), "--timeline", "the timeline.jsonl of a run", "no such file")
-    entries = entries_of(changes_of(read_lines(timeline_file), timeline_file))
+    entries = entries_of(changes_of(read_lines(timeline_file, is_synced=True), timeline_file))
     _require_fitting(job, entries, timeline_file)
     recipes = resume.recipes_of(_run_of(timeline_file), job, entries)
-    begun = begin_new(job, run_dir)
-    try:
-        for recipe in recipes.values():
-            begun.folder.write_recipe(recipe)
-        why = f"{GIVEN}: {timeline_file}"
-        begun.folder.append_timeline(TimelineChange(from_step=0, entries=entries, why=why))
-    except BaseException:
-        begun.folder.discard_if_unused()
-        begun.folder.close()
-        raise
+    why = f"{GIVEN}: {timeline_file}"
+    given = TimelineChange(from_step=0, entries=entries, why=why)
+    all_recipes = {recipe.digest: recipe for recipe in (*_own(job), *recipes.values())}
+    folder = RunFolder.create(run_dir, job_text(job, dump_job(job.config)), all_recipes.values(), given)
     note = f"{why}; the job's own chains are not used"
-    return replace(begun, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
+    return Beginning(job=job, folder=folder, start=StreamStart(entries=entries, recipes=recipes), notes=(note,))
 
 
 def begin_resumed(
@@ -92,7 +90,10 @@ def begin_resumed(
 
 def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: bool, accept_changes: bool) -> Beginning:
     path = folder.path
-    _write_recipes(job, folder)  # heals a chain file that is lost or damaged, where the job still has it
+    if (kept := kept_evaluation(path, job)) is not None:
+        job = replace(job, eval=kept)
+    for recipe in _own(job):  # heals a chain file that is lost or damaged, where the job still has it
+        folder.write_recipe(recipe)
     resumed = resume.choose_checkpoint(path, from_step)
     going_back = from_step is not None and branch.has_later_records(path, resumed.step, resumed.state)
     if going_back and not is_branch:
@@ -104,6 +105,8 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     # By what was done until the step that is gone on from, or for ever if nothing is given up.
     num_epochs_begun = resumed.state.get("epoch", -1) + 1 if going_back else _num_epochs_begun(resumed)
     differences = job_differences(run_job.config, job.config, num_epochs_begun=num_epochs_begun)
+    if run_job.config.model == job.config.model:
+        differences += _factory_difference(job, resume.factory_sha256(path, resumed, is_going_back=going_back))
     require_resumable(differences, str(job.path), str(path), accept=accept_changes)
     sources = _open_sources(job)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
@@ -119,11 +122,14 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     notes, lost = [_where(resumed, folder.attempt)], _lost_records(path, resumed)
     if going_back:
         notes.append(f"what came after step {resumed.step} is kept in {_go_back(folder, resumed)}")
+    if kept is not None:
+        notes.append(f"edit of {job.eval_file}: {EVALUATION_WAITS}")
     if differences:
-        notes.append("the job differs from the run's job.yaml:\n" + "\n".join(each.lines() for each in differences))
+        notes.append("the job differs from the run's:\n" + "\n".join(each.lines() for each in differences))
     _take_over(job, folder, resumed, differences, seam)
     entries = after(entries, seam) if seam else entries
     return Beginning(
+        job=job,
         folder=folder,
         start=resume.stream_start(path, job, resumed, entries),
         resumed=resumed,
@@ -180,20 +186,10 @@ def _run_of(timeline_file: Path) -> Path:
     raise _refused(str(timeline_file), "--timeline", expected, "no chains/ beside it", "name it where the run left it")
 
 
-def _written(job: Job, begun: Beginning) -> Beginning:
-    try:
-        _write_recipes(job, begun.folder)
-    except BaseException:
-        begun.folder.discard_if_unused()
-        begun.folder.close()
-        raise
-    return begun
-
-
-def _write_recipes(job: Job, folder: RunFolder) -> None:
-    for recipe in (job.train, *(later.recipe for later in job.later), job.eval):
-        if recipe is not None:
-            folder.write_recipe(recipe)
+def _own(job: Job) -> list[Recipe]:
+    """The recipes that the job itself names."""
+    maybe_recipes = (job.train, *(later.recipe for later in job.later), job.eval)
+    return [recipe for recipe in maybe_recipes if recipe is not None]
 
 
 def _num_epochs_begun(resumed: Resumption) -> int:
@@ -205,6 +201,15 @@ def _open_sources(job: Job) -> dict[str, Source]:
     config = job.config
     names = dict.fromkeys(stream.source for stream in (config.train, config.eval) if stream is not None)
     return {name: open_job_source(config, str(job.path), job.source_lines.get(name, 0), name) for name in names}
+
+
+def _factory_difference(job: Job, trained_with: str) -> list[Difference]:
+    if not trained_with:
+        return []
+    reference = job.config.model.factory
+    # Loaded, not only read: the loop calls this very module, whatever becomes of its file meanwhile.
+    now = loaded_digest(load_module(reference, job.path.absolute().parent))
+    return factory_difference(reference, trained_with, now)
 
 
 def _is_finished(job: Job, resumed: Resumption, entries: tuple[TimelineEntry, ...], num_samples: int) -> bool:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import timeit
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from statistics import median
 
 import msgspec
 
-from headrace._house import ROOT
+from headrace._house import house_command, house_environment
 from headrace.bench_contenders import CONTENDERS, Measured, contender_environment
 from headrace.bench_report import Round, rows
 from pipeline.errors import RunFailed
@@ -33,15 +32,12 @@ class Driver:
 
     def __init__(self, name: str, job_file: Path, overrides: Sequence[str], num_workers: int) -> None:
         self._name = name
-        environment = os.environ | contender_environment(name)
-        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "headrace.bench_driver", name, str(job_file), str(num_workers), *overrides],
+            house_command("headrace.bench_driver", name, str(job_file), str(num_workers), *overrides),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the command; the end of stdin ends the drivers
-            env=environment,
+            env=house_environment(contender_environment(name)),
         )
 
     def wait_until_started(self) -> None:

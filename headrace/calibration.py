@@ -28,7 +28,20 @@ class CureRecord(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     is_clear: bool
     others: tuple[str, ...]
+    """Alarms of other detectors, still open at the end."""
     has_learned: bool
+
+    @property
+    def wrongs(self) -> tuple[str, ...]:
+        """What keeps it from being a cure, empty if nothing does. A fix may also silence a fault by ruin.
+
+        Every mended training must learn: where labels or samples are at fault, which none can, no cure is claimed.
+        """
+        return (
+            *(() if self.is_clear else ("did not clear it",)),
+            *(f"left {other} open" for other in self.others),
+            *(() if self.has_learned else ("left it unable to learn",)),
+        )
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from typing import cast
 
 import msgspec
 
-from headrace._house import ROOT
+from headrace._house import house_command, house_environment
 from headrace.calibration import Part, Record, run_part
 from pipeline.errors import EXIT_INTERRUPTED, RunFailed
 
@@ -60,17 +60,14 @@ class Drivers:
                 process.kill()
 
     def _start(self, arguments: list[str]) -> subprocess.Popen[bytes]:
-        environment = dict(os.environ)
-        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         with self._lock:
             if self._is_ended:
                 raise RunFailed("calibration was ended")
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "headrace.calibration_driver", *arguments],
+                house_command("headrace.calibration_driver", *arguments),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                env=environment,
+                env=house_environment(),
                 start_new_session=True,  # Ctrl-C is for the command; the end of stdin ends this
             )
             self._processes.append(process)

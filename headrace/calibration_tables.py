@@ -13,7 +13,7 @@ from statistics import median
 
 import msgspec
 
-from headrace.calibration import Record
+from headrace.calibration import CureRecord, Record
 
 CONFIDENCE_STEPS = 3.0
 """Rule of three: nothing seen in n steps, so with 95 % confidence fewer than 3 in n."""
@@ -54,7 +54,8 @@ def tables(records: Sequence[Record]) -> list[Table]:
 
 
 def shortfalls(records: Sequence[Record]) -> list[str]:
-    """Each false alarm, missed or late fault, and fix that didn't clear it; empty: all holds."""
+    """Each false alarm, missed or late fault, and fix that didn't clear it or left a run that is no good; empty: all
+    holds."""
     found = []
     for one in records:
         where = f"{one.name} ({one.data}, seed {one.seed})"
@@ -66,9 +67,8 @@ def shortfalls(records: Sequence[Record]) -> list[str]:
             found.append(f"{where}: none of {', '.join(one.expected)} spoke in {one.num_steps} steps")
         elif one.delay > one.within:
             found.append(f"{where}: {one.named_by} after {one.delay} steps, allowed {one.within}")
-        found += [
-            f"{where}: `{cure.name}` did not clear {one.named_by}: {one.fix}" for cure in one.cures if not cure.is_clear
-        ]
+        for cure in one.cures:
+            found += [f"{where}: {one.named_by}: `{cure.name}` {wrong}: {one.fix}" for wrong in cure.wrongs]
     return found
 
 
@@ -93,8 +93,8 @@ def faults_table(records: Sequence[Record]) -> Table:
             )
         )
     return Table(
-        title="Seeded faults: who names them, in time, after how many steps, and whether the printed fix clears them",
-        header=("fault", "named by", "in time", "delay med / worst", "allowed", "printed fix clears it"),
+        title="Seeded faults: who names them, in time, after how many steps, and whether the printed fix mends them",
+        header=("fault", "named by", "in time", "delay med / worst", "allowed", "printed fix mends it"),
         is_number=(False, False, True, True, True, False),
         rows=tuple(rows),
         notes=tuple(f"{name}: no cure claimed, it {why}" for name, why in reasons.items()),
@@ -108,12 +108,21 @@ def _counted(ones: Sequence[Record]) -> list[tuple[Record, int]]:
 
 
 def _cures(ones: Sequence[Record]) -> str:
-    counts: dict[str, list[bool]] = {}
+    by_name: dict[str, list[CureRecord]] = {}
     for one in ones:
         for cure in one.cures:
-            counts.setdefault(cure.name, []).append(cure.is_clear)
-    told = [f"{name} {sum(clear)}/{len(clear)}" for name, clear in counts.items()]
+            by_name.setdefault(cure.name, []).append(cure)
+    told = [
+        f"{name} {sum(not cure.wrongs for cure in cures)}/{len(cures)}{_wrongs(cures)}"
+        for name, cures in by_name.items()
+    ]
     return ", ".join(told) or ("none claimed" if any(one.no_cure for one in ones) else "not tried")
+
+
+def _wrongs(cures: Sequence[CureRecord]) -> str:
+    """In brackets, what is wrong with those that are no cures, and how often."""
+    counts = Counter(wrong for cure in cures for wrong in cure.wrongs)
+    return f" ({'; '.join(f'{wrong} x{count}' for wrong, count in counts.items())})" if counts else ""
 
 
 def healthy_table(records: Sequence[Record]) -> Table:

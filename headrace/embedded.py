@@ -15,12 +15,11 @@ import msgspec
 from headrace.bad_samples import BadSamples, StreamName
 from headrace.chain_edits import ChainEdits
 from headrace.receivers import Receivers
-from headrace.run_timeline import begin_timeline, record_change
+from headrace.run_timeline import RunTimeline, begin_timeline
 from headrace.services import Services
 from headrace.standing import StandingServices
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError
-from pipeline.following import is_given
 from pipeline.messages import StreamSpec
 from pipeline.plan import (
     first_entries,
@@ -31,12 +30,11 @@ from pipeline.plan import (
     section_of,
     window_for,
 )
-from pipeline.recipe import BatchSpec, Recipe
+from pipeline.recipe import BatchSpec
 from pipeline.run_folder import RunFolder
-from pipeline.run_history import read_changes
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
-from pipeline.timeline import Timeline, TimelineChange
+from pipeline.timeline import Timeline
 from trainer.batch import Batch
 from trainer.course import Course
 from trainer.device import choose_device
@@ -128,10 +126,13 @@ class Streams:
         """The epoch of a position of the train stream."""
         return position // len(self._source(self._job.config.train.source))
 
-    def evaluate(self) -> Iterator[Batch]:
-        """One pass over the held-out source, in its order; `train` keeps its window meanwhile."""
+    def evaluate(self, step: int = 0) -> Iterator[Batch]:
+        """One pass over the held-out source, in its order; `train` keeps its window meanwhile.
+
+        `step`: the training's next one; a resumed run makes the passes that its first attempt made, by their steps.
+        """
         assert self._job.eval is not None, "the job has no eval section"
-        stream, course = self._open_eval(self._window)
+        stream, course = self._open_eval(step)
         try:
             _ = stream.spec
             self._batch_specs["eval"] = dict(course.batch_specs)
@@ -167,34 +168,50 @@ class Streams:
     def _open_train(self, start: StreamStart, start_position: int) -> None:
         job, folder = self._job, self._folder
         source = self._source(job.config.train.source)
-        entries, recipes = begin_timeline(job, len(source), start, start_position, folder)
-        spec, timeline = plan_stream(job, "train", source, self._receivers.endpoint("train"), entries, recipes)
+        begun = begin_timeline(job, len(source), start, start_position, folder)
+        try:
+            receiver = self._begin_train(source, start, begun)
+        except ConfigError:
+            # A run that was killed at its very start may have been begun with what it can't use, and been mended since.
+            if not begun.edits:
+                raise
+            while self._opened:
+                self._opened.pop().close()
+            begun = begin_timeline(job, len(source), start, start_position, folder, with_edits=True)
+            receiver = self._begin_train(source, start, begun)
+        if folder is None:
+            return
+        if begun.is_given:
+            self._notes.tell("edits_not_followed", "the run keeps to its given timeline; edits of chain files wait")
+        else:
+            self._edits = ChainEdits(job, receiver.wish, self._notes)
+            self._edits.catch_up(begun.edits)
+            receiver.wait_for_wishes()
+            self._edits.start()
+        receiver.release()
 
-        def record(recipe: Recipe, change: TimelineChange) -> None:
-            if folder is not None:
-                record_change(folder, recipe, change)
-
-        changes = read_changes(folder.path) if folder is not None else ()
-        course = Course(
+    def _begin_train(self, source: Source, start: StreamStart, begun: RunTimeline) -> Receiver | InlineReceiver:
+        """The train stream, whose chains were tried and whose timeline is on disk; ConfigError, and it is not."""
+        job, folder = self._job, self._folder
+        endpoint = self._receivers.endpoint("train")
+        spec, timeline = plan_stream(job, "train", source, endpoint, begun.entries, begun.recipes)
+        self._train_course = Course(
             timeline,
-            recipes,
+            begun.recipes,
             window=self._window,
             likeness=likeness_of(job, is_trained=folder is not None),
             free_from_step=start.free_from_step,
-            last_change_step=changes[-1].from_step if changes else 0,
-            record=record,
+            last_change_step=begun.changes[-1].from_step if begun.changes else 0,
+            record=begun.record,
+            is_held=not begun.is_settled,
         )
-        self._train_course = course
-        self.train, receiver = self._open("train", source, spec, course, start.head_step)
+        self.train, receiver = self._open("train", source, spec, self._train_course, start.head_step)
         if folder is None:
             _ = self.train.spec  # every recipe ahead is probed before the first step
-            return
-        self._try_chains()
-        if is_given(changes):
-            self._notes.tell("edits_not_followed", "the run keeps to its given timeline; edits of chain files wait")
-            return
-        self._edits = ChainEdits(job, receiver.wish, self._notes)
-        self._edits.start()
+        else:
+            self._try_chains()
+        begun.write()
+        return receiver
 
     def _try_chains(self) -> None:
         """Every chain that the run will use is probed before its first step; ConfigError for one that can't work."""
@@ -202,20 +219,20 @@ class Streams:
             _ = self.train.spec
             return
         # Both at once; nothing is made for the evaluation, whose turn comes after an epoch.
-        trial, course = self._open_eval(lambda batch_size, spec: 0 * self._window(batch_size, spec))
+        trial, course = self._open_eval(0, is_held=True)
         trained, shown, recipe = self.train.spec, trial.spec, self._job.eval
         self._batch_specs["eval"] = dict(course.batch_specs)
         self._end(trial)
         if problems := model_likeness(self._job).problems(recipe, shown, trained):
             raise ConfigError(problems)
 
-    def _open_eval(self, window: Callable[[int, BatchSpec], int]) -> tuple[BatchStream, Course]:
+    def _open_eval(self, step: int, *, is_held: bool = False) -> tuple[BatchStream, Course]:
         job = self._job
         source, recipes = self._source(section_of(job.config, "eval").source), job_recipes(job, "eval")
         entries = first_entries(job, "eval", len(source))
         spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries, recipes)
-        course = Course(timeline, recipes, window=window, batch_specs=self._batch_specs["eval"])
-        stream, _ = self._open("eval", source, spec, course, 0)
+        course = Course(timeline, recipes, window=self._window, batch_specs=self._batch_specs["eval"], is_held=is_held)
+        stream, _ = self._open("eval", source, spec, course, 0, training_step=step)
         return stream, course
 
     def _open_look(self, timeline: Timeline) -> BatchStream:
@@ -231,11 +248,12 @@ class Streams:
         return stream
 
     def _open(
-        self, name: StreamName, source: Source, spec: StreamSpec, course: Course, head_step: int
+        self, name: StreamName, source: Source, spec: StreamSpec, course: Course, head_step: int, training_step: int = 0
     ) -> tuple[BatchStream, Receiver | InlineReceiver]:
         """The stream, of which nothing is made before every recipe ahead was probed; it is closed with the others."""
         fingerprint = self._begun_with if name == "train" else self.worker_fingerprint
-        receiver = self._receivers.open(name, source, spec, course, head_step, fingerprint)
+        policy = self._bad_samples.policy(name, spec, source, training_step)
+        receiver = self._receivers.open(name, spec, course, head_step, fingerprint, policy)
         stream = BatchStream(receiver, num_samples=len(source), classes=source.classes, device=self._device)
         self._opened.add(stream)
         return stream, receiver

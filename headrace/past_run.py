@@ -19,6 +19,7 @@ from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem, RunFailed
 from pipeline.job import SourceConfig
 from pipeline.json_lines import iter_lines
+from pipeline.quarantine import attempts_at
 from pipeline.recipe import Recipe
 from pipeline.run_history import load_recipe, load_run_job, read_quarantine, read_timeline
 from pipeline.sources import Source, open_source, parse_source_argument
@@ -87,7 +88,7 @@ def look_up(run: Path, step: int, source_arguments: Sequence[str], base: Path) -
         batch=batch,
         recipe=load_recipe(run, batch.recipe, job),
         chain_file=timeline.entry_at(step).file,
-        quarantined=read_quarantine(run).get("train", {}),
+        quarantined=attempts_at(read_quarantine(run).get("train", ()), step),
         digest=str(record["digest"]),
         attempt=int(record.get("attempt", 1)),
         worker_fingerprint=_worker_fingerprint(run),

@@ -22,11 +22,11 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.messages import StreamSpec
 from pipeline.run_folder import RunFolder
 from pipeline.service_messages import StreamReport
-from pipeline.sources.protocol import Source
 from trainer.buffers import BufferPool
 from trainer.course import Course
 from trainer.inline import InlineReceiver
 from trainer.notes import Notes
+from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import ReceiverState
 from trainer.receiver import Receiver
 from trainer.report_rates import Rates
@@ -72,18 +72,18 @@ class Receivers:
     def open(
         self,
         stream: StreamName,
-        source: Source,
         spec: StreamSpec,
         course: Course,
         head_step: int,
         fingerprint: str,
+        policy: BadSamplePolicy,
     ) -> Receiver | InlineReceiver:
         """The receiver of the incarnation whose endpoint was asked for last.
 
         `fingerprint`: of the workers that the run's earlier slices came from, "" before the first.
         """
         if self._services is None:
-            return self._inline(stream, source, spec, course, head_step, fingerprint)
+            return self._inline(stream, spec, course, head_step, fingerprint, policy)
         config, is_train = self._job.config, stream == "train"
 
         def describe(rates: Rates, state: ReceiverState, step: int) -> StreamReport:
@@ -106,7 +106,7 @@ class Receivers:
             course=course,
             head_step=head_step,
             dispatcher=self._services.dispatcher,
-            policy=self._bad_samples.policy(stream, spec, source),
+            policy=policy,
             pool=self._pool(stream),
             notes=self._notes,
             stall=StallPolicy(config.stall_timeout_s, config.on_stall, spec.source, is_standing),
@@ -121,7 +121,13 @@ class Receivers:
         return receiver
 
     def _inline(
-        self, stream: StreamName, source: Source, spec: StreamSpec, course: Course, head_step: int, fingerprint: str
+        self,
+        stream: StreamName,
+        spec: StreamSpec,
+        course: Course,
+        head_step: int,
+        fingerprint: str,
+        policy: BadSamplePolicy,
     ) -> InlineReceiver:
         with own_house():
             from headrace.inline_worker import InlineWorker
@@ -144,7 +150,7 @@ class Receivers:
             course=course,
             head_step=head_step,
             maker=worker,
-            policy=self._bad_samples.policy(stream, spec, source),
+            policy=policy,
             pool=self._pool(stream),
             on_outcome=self._swap_ended,
         )

@@ -8,12 +8,10 @@ it needs of memory is given back, and if it dies, the training's end is not touc
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
-from headrace._house import ROOT
+from headrace._house import house_command, house_environment
 from pipeline.errors import RunFailed
 
 TIMEOUT_S = 900.0
@@ -22,13 +20,15 @@ TIMEOUT_S = 900.0
 
 def make_report(folder: Path, base: Path = Path()) -> Path:
     """The folder's report.html is there, of the run as it is now; RunFailed with the reason if it can't be made."""
-    environment = dict(os.environ)
-    # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-    command = [sys.executable, "-P", "-m", "headrace", "report", str(folder), "--base", str(base)]
+    command = house_command("headrace", "report", str(folder), "--base", str(base))
     try:
         ended = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env=house_environment(),
         )
     except subprocess.TimeoutExpired as error:
         raise RunFailed(f"{folder}: its page was not made within {TIMEOUT_S:g} s") from error

@@ -11,13 +11,12 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from typing import IO
 
-from headrace._house import ROOT
+from headrace._house import house_command, house_environment
 from pipeline.process_state import signal_name
 
 LOG_TAIL_LINES = 15
@@ -31,11 +30,8 @@ class ServiceProcess:
 
     def __init__(self, command: str, arguments: list[str], lifeline_fd: int, tail: deque[bytes]) -> None:
         """OSError if it can't be started now."""
-        environment = dict(os.environ)
-        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "headrace", command, *arguments, "--lifeline", str(lifeline_fd)],
+            house_command("headrace", command, *arguments, "--lifeline", str(lifeline_fd)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -43,7 +39,7 @@ class ServiceProcess:
             # Ctrl-C in the terminal is for the trainer; it ends them. No session of its own: thus the kernel wakes and
             # ends a group that is stopped when the trainer dies, and could not see its lifeline cut.
             process_group=0,
-            env=environment,
+            env=house_environment(),
         )
         self.pid = self._process.pid
         self._is_taken = False

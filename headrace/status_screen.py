@@ -25,6 +25,8 @@ _MAX_WORKERS = 8
 _MAX_POOLS = 4
 _MAX_JOBS = 8
 _MAX_NOTES = 3
+_PASSING = ("/eval", "/look")
+"""Roles of the streams that a job has for a moment, beside its `train` stream."""
 _LIMITS = {
     "workers": "the workers: more of them would help (headrace scale)",
     "window": "the window: a larger one may help, more workers would not",
@@ -35,7 +37,7 @@ _LIMITS = {
 
 def screen(status: Status, stream: str = "", verdicts: Sequence[str] = ()) -> list[Text]:
     """The whole screen; `stream` "": the only job in detail, or a line for each of several."""
-    jobs = [job for job in status.streams if not job.stream.endswith("/eval")]
+    jobs = [job for job in status.streams if not job.stream.endswith(_PASSING)]
     meant = [job for job in jobs if is_meant(job, stream)]
     lines = [*_job(meant[0]), Text()] if len(meant) == 1 else [*_jobs(jobs, stream), Text()]
     others = [job for job in jobs if len(meant) == 1 and job is not meant[0]]

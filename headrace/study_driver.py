@@ -70,7 +70,15 @@ def train_lane(study: Study, lane: Lane, judged: JudgedImages) -> Iterator[int |
     prepare_torch(jobs[0].config)
     images = judged.of(study, lane.cells[0], lane.seed)
     runs = [
-        StudyRun(job.config, cell, plan, images, weights_std=config.weights_std(cell), factory=_factory(job))
+        StudyRun(
+            job.config,
+            cell,
+            plan,
+            images,
+            weights_std=config.weights_std(cell),
+            factory=_factory(job),
+            file=str(job.path),
+        )
         for job, cell in zip(jobs, lane.cells, strict=True)
     ]
     # As many epochs as could be needed: the study says how many steps.

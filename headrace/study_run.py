@@ -15,7 +15,6 @@ import queue
 import resource
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,10 @@ from pathlib import Path
 
 import msgspec
 
-from headrace._house import ROOT
+from headrace._house import house_command, house_environment
 from pipeline.errors import EXIT_PEER_UNREACHABLE, EXIT_USER_INPUT, ConfigError, Problem, RunFailed
 from pipeline.study_file import Study
-from trainer.study_records import RunRecord, from_line
+from trainer.study_records import RunRecord
 
 END_TIMEOUT_S = 20.0
 """A share closes its stream, whose services take a few seconds on a busy machine."""
@@ -52,23 +51,20 @@ class _Share:
     """A process with its share of the runs."""
 
     def __init__(self, study: Study, overrides: Sequence[str], part: int, num_parts: int) -> None:
-        environment = dict(os.environ)
-        # -P: without the current folder on sys.path, where a user may have a `trainer/`; so ours is named.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), environment.get("PYTHONPATH")]))
-        command = [sys.executable, "-P", "-m", "headrace.study_driver", str(study.path), str(part), str(num_parts)]
         self.process = subprocess.Popen(
-            [*command, *overrides],
+            house_command("headrace.study_driver", str(study.path), str(part), str(num_parts), *overrides),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the command; the end of stdin ends the shares
-            env=environment,
+            env=house_environment(),
         )
 
     def read_into(self, lines: queue.SimpleQueue[bytes | int]) -> None:
         """Every line it writes, then its exit code."""
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            lines.put(line)
+        with self.process.stdout:
+            for line in self.process.stdout:
+                lines.put(line)
         lines.put(self.process.wait())
 
     def hang_up(self) -> None:
@@ -106,9 +102,7 @@ def run_study(study: Study, overrides: Sequence[str], folder: Path, progress: Pr
                 if isinstance(line, int):
                     num_running -= 1
                     if line:
-                        raise RunFailed(
-                            f"study: a process with a share of its runs ended with {_code(line)}; see above"
-                        )
+                        raise _failed(line)
                     continue
                 news = json.loads(line)
                 if "run" in news:
@@ -127,11 +121,6 @@ def run_study(study: Study, overrides: Sequence[str], folder: Path, progress: Pr
         cpu_s=_children_cpu_s() - start_cpu_s,
         num_processes=num_processes,
     )
-
-
-def read_results(study: Study, folder: Path) -> tuple[RunRecord, ...]:
-    """The records of a folder, in the study's order."""
-    return _in_order(study, [from_line(line) for line in (folder / RESULTS).read_bytes().splitlines()])
 
 
 def claim_folder(folder: Path) -> None:
@@ -162,8 +151,8 @@ def _children_cpu_s() -> float:
 
 
 def _failed(code: int) -> RunFailed:
-    """What was wrong stands on stderr already, where the process told it."""
-    error = RunFailed(f"study: a process with a share of the runs ended with {_code(code)}")
+    """What was wrong stands on stderr already, where the process told it; whose fault it is, its exit code says."""
+    error = RunFailed(f"study: a process with a share of its runs ended with {_code(code)}; see above")
     if code in (EXIT_USER_INPUT, EXIT_PEER_UNREACHABLE):
         error.exit_code = code
     return error

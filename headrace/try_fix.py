@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,7 @@ def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: st
         _say(console, f"B: the same {num_steps} batches with {', '.join(better)} ...")
         other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
     print_trials([present, other], console)
+    print_findings(present, console)
     _say(console, *conclusion(present, other))
     _say(console, "To train B:")
     options = [part for one in (*overrides, *better) for part in ("--set", one)]
@@ -108,35 +110,56 @@ def _clip(job: Job, present: Trial, *, is_changed: bool) -> tuple[str, ...]:
 
 
 def print_trials(trials: Sequence[Trial], console: Console) -> None:
-    """A row a quantity, a column a training."""
+    """A row a quantity, a column a training; below it what the rows mean. At 80 columns no row's name is broken."""
     steps = len(trials[0].results)
     table = Table(title=f"The run's first {steps} steps; nothing was saved", title_justify="left")
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for letter, _ in zip("AB", trials, strict=False):
         table.add_column(letter, overflow="fold")
     rows: list[tuple[str, Callable[[Trial], str]]] = [
-        ("settings", lambda one: one.settings),
-        ("forward, decades a layer", lambda one: _change(one.first.forward, one.last.forward)),
-        ("backward, towards the input", lambda one: _change(one.first.backward, one.last.backward)),
-        ("loss, first step", lambda one: _number(one.first_loss)),
-        ("loss, mean of the last 5", lambda one: _number(one.last_loss)),
-        ("gradient norm, first and last", lambda one: _norms(one)),
-        ("... its 90th percentile", lambda one: _number(one.p90)),
-        ("steps clipped, skipped", lambda one: f"{one.num_clipped}, {one.num_skipped}"),
-        ("update of a weight, in the last step", lambda one: _number(one.update_ratio)),
+        ("settings", lambda one: one.settings.replace(", ", "\n")),
+        ("forward", lambda one: _slopes(one.first.forward, one.last.forward, one.lint.predicted.forward)),
+        ("backward", lambda one: _slopes(one.first.backward, one.last.backward, one.lint.predicted.backward)),
+        ("loss", lambda one: f"{_number(one.first_loss)}, {_number(one.last_loss)}"),
+        ("gradient norm", _norms),
+        ("clipped, skipped", lambda one: f"{one.num_clipped}, {one.num_skipped}"),
+        ("update", lambda one: _number(one.update_ratio)),
         ("lint", lambda one: _titles([finding.title for finding in one.lint.warnings])),
         ("verdicts", lambda one: _titles([f"{each.severity.name} {each.id}" for each in one.verdicts])),
     ]
     for name, value in rows:
         table.add_row(name, *(value(one) for one in trials))
     console.print(table)
+    _say(console, *(_wrapped(line, console.width, " " * 18) for line in _legend(trials[0])))
+
+
+def _legend(one: Trial) -> Iterator[str]:
+    guess = f" (a guess has {_number(one.lint.guess)})" if math.isfinite(one.lint.guess) else ""
+    meanings = {
+        "forward": "decades a layer towards the output: at the first step, at the last; in brackets as foretold "
+        "from the weights",
+        "backward": "the same of the gradient, towards the input",
+        "loss": f"of the first step, mean of the last 5{guess}",
+        "gradient norm": "before clipping: at the first step, at the last; its 90th percentile",
+        "clipped, skipped": "steps",
+        "update": "of a weight in the last step, in shares of itself; median over the layers",
+        "lint": "found before the first step",
+        "verdicts": "open after the last",
+    }
+    for name, meaning in meanings.items():
+        yield f"{name:<16}  {meaning}"
+
+
+def print_findings(present: Trial, console: Console) -> None:
+    """What stands behind lint's row of the table: where, by which numbers, and what to do."""
+    if present.lint.warnings:
+        _say(console, "What lint found in A:")
+        _say(console, *(_wrapped(line, console.width, " " * 14) for line in present.lint.warning_lines()))
 
 
 def conclusion(present: Trial, other: Trial) -> tuple[str, ...]:
     """What the numbers say, in words; two losses within their noise are not told apart."""
     lines = []
-    if present.lint.warnings:
-        lines.append(present.lint.text())
     falls = {name: one.first_loss - one.last_loss for name, one in (("A", present), ("B", other))}
     told = " and ".join(f"{name}'s by {fall:.3g}" for name, fall in falls.items() if math.isfinite(fall))
     if told:
@@ -173,14 +196,19 @@ def _say(console: Console, *lines: str) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def _change(first: float, last: float) -> str:
+def _wrapped(line: str, width: int, indent: str) -> str:
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _slopes(first: float, last: float, foretold: float) -> str:
     if not math.isfinite(first):
         return "too few layers in a row"
-    return f"{first:+.2f} at first, {last:+.2f} at last" if math.isfinite(last) else f"{first:+.2f} at first"
+    brackets = f" ({foretold:+.2f})" if math.isfinite(foretold) else ""
+    return f"{first:+.2f}, {last:+.2f}{brackets}" if math.isfinite(last) else f"{first:+.2f}, none{brackets}"
 
 
 def _norms(one: Trial) -> str:
-    return f"{_number(one.results[0].grad_norm)}, {_number(one.results[-1].grad_norm)}"
+    return f"{_number(one.results[0].grad_norm)}, {_number(one.results[-1].grad_norm)}; {_number(one.p90)}"
 
 
 def _number(value: float) -> str:

@@ -66,6 +66,11 @@ def move_later(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return branch
 
 
+def is_cut_short(folder: Path) -> bool:
+    """True if a kill has left `finish` something to do."""
+    return any(folder.glob(f"branch-*/{_KEPT}"))
+
+
 def finish(folder: Path) -> list[tuple[int, str]]:
     """Moves what `move_later` had decided to move; step and name of each branch that a kill had left without it."""
     finished = []

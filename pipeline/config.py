@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,18 @@ _CONSTANTS: dict[str, Scalar] = {
 }  # fmt: skip
 
 
-def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
+KeptChain = Callable[[JobConfig, str], Chain | None]
+"""A job, the name of a chain file that can't be used -> the chain that is used in its place, if there is one."""
+
+
+def load_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | None = None) -> Job:
     """A checked job, or a ConfigError with every problem of it and of its chain files.
 
     Relative paths in the job (sources, labels, chain files, `file.py` references) are relative to its folder,
-    also those given by an override. An override is `a.b=v`, v being YAML.
+    also those given by an override. An override is `a.b=v`, v being YAML. `kept`: what a run has of its chain files,
+    so that a bad edit of one ends no run that is resumed; `Job.refused_files` tells of it.
     """
-    examined = examine_job(path, overrides)
+    examined = examine_job(path, overrides, kept)
     if examined.problems:
         raise ConfigError(examined.problems)
     recipes = examined.recipes
@@ -69,10 +74,11 @@ def load_job(path: Path, overrides: Sequence[str] = ()) -> Job:
         eval_file=recipes.eval_file,
         file_digests=examined.file_digests,
         source_lines=examined.source_lines,
+        refused_files=examined.refused_files,
     )
 
 
-def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
+def examine_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | None = None) -> ExaminedJob:
     """What `load_job` finds, wrong or right, for those who go on to look for more problems.
 
     Raises ConfigError only if the file is no YAML at all.
@@ -84,12 +90,25 @@ def examine_job(path: Path, overrides: Sequence[str] = ()) -> ExaminedJob:
     folder = path.resolve().parent
     config = read_job(root, folder, problems)
     digests: dict[str, str] = {}
-    recipes = job_recipes(root, config, folder, problems, lambda file: _load_chain(file, problems, digests))
+    refused: dict[str, tuple[Problem, ...]] = {}
+
+    def load(file: Path) -> Chain | None:
+        wrong = ProblemList()
+        chain = _load_chain(file, wrong, digests)
+        maybe_kept = kept(config, str(file)) if wrong.problems and kept is not None and config is not None else None
+        if maybe_kept is None:
+            problems.problems += wrong.problems
+            return chain
+        refused[str(file)] = wrong.in_order()
+        return maybe_kept
+
+    recipes = job_recipes(root, config, folder, problems, load)
     return ExaminedJob(
         config=config,
         recipes=recipes,
         file_digests=digests,
         source_lines=source_lines(root),
+        refused_files=refused,
         problems=problems.in_order(),
     )
 

@@ -52,6 +52,8 @@ class Job:
     """Chain file -> `content_digest` of what was read: an edit since then is news for `pipeline.watch`."""
     source_lines: dict[str, int] = field(default_factory=dict)
     """Line of each source's entry."""
+    refused_files: dict[str, tuple[Problem, ...]] = field(default_factory=dict)
+    """Chain files that can't be used, and why; a chain that was kept of each stands in its place."""
 
     def recipe_of(self, chain: Chain) -> Recipe:
         """Another chain's recipe in this job: with its decode settings and its plug-ins."""
@@ -66,6 +68,7 @@ class ExaminedJob:
     recipes: JobRecipes
     file_digests: dict[str, str]
     source_lines: dict[str, int]
+    refused_files: dict[str, tuple[Problem, ...]]
     problems: tuple[Problem, ...]
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config_chain import read_chain
-from pipeline.config_paths import absolute, absolute_reference
+from pipeline.config_paths import absolute_reference, chain_path
 from pipeline.errors import ConfigError
 from pipeline.job import DecodeSection, JobConfig, TrainStream
 from pipeline.located import Located, ProblemList, describe, nearest
@@ -85,7 +85,7 @@ class _Reader:
         return Recipe(chain=chain, decode=self.decode, plugins=self.plugin_digests), name
 
     def _existing_file(self, at: Located, path: str) -> Path | None:
-        file = Path(absolute(str(at.value), self.folder))
+        file = Path(chain_path(str(at.value), self.folder))
         if os.path.isfile(file):  # unlike Path.is_file it is also False for a name that is too long
             return file
         siblings = [sibling.name for sibling in file.parent.glob("*.yaml")] if os.path.isdir(file.parent) else []

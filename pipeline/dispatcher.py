@@ -35,6 +35,7 @@ from pipeline.lease_events import (
     WorkerJoined,
     WorkerLeaving,
 )
+from pipeline.lease_workers import death
 from pipeline.leases import Leases
 from pipeline.messages import (
     AnyMessage,
@@ -275,11 +276,7 @@ class Dispatcher:
         member = self._pools.member(message.worker)
         if member is not None and member.pool and member.pool.encode() != identity:
             raise RemoteProtocolError(f"a peer speaks for the pool of worker {message.worker!r}")
-        at = ((message.stream, message.incarnation), message.position) if message.position >= 0 else None
-        event = WorkerGone(
-            worker=message.worker, cause=message.cause, blame=not message.in_peace, by_itself=message.by_itself, at=at
-        )
-        self._worker_gone(event, now_s)
+        self._worker_gone(death(message), now_s)
 
     def _worker_gone(self, event: WorkerGone, now_s: float) -> None:
         if event.blame:

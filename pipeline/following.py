@@ -19,6 +19,8 @@ GIVEN = "timeline of an earlier run"
 """... where it was given one: such a run follows no chain of its job, however often it is resumed."""
 RESCHEDULED = "resume with another chain or schedule"
 RESIZED = "resume with batch_size"
+EVALUATION_WAITS = "evaluations of a run compare under one chain only; it takes effect in the next run"
+"""What is told of an edit of the file that they use, whether it is made while the run goes on or while it is down."""
 
 
 def followed(
@@ -31,13 +33,14 @@ def followed(
     """
     if free_from_step >= timeline.num_steps:
         return None
-    base = next((change for change in reversed(changes) if change.why.startswith((START, RESCHEDULED))), None)
-    if base is None:
+    since_schedule = _since_schedule(changes)
+    if not since_schedule:
         return _resized(timeline, changes, job[0].batch_size, free_from_step)
     here, start = timeline.entry_at(free_from_step), timeline.start_of(free_from_step)
     present = msgspec.structs.replace(here, start=start, step=free_from_step)
     later = [entry for entry in timeline.entries if entry.step > free_from_step]
-    before, now = _slots(base.entries, timeline), _slots(_from(job, base.entries[0].start), timeline)
+    base = since_schedule[0].entries
+    before, now = _slots(base, timeline), _slots(_from(job, base[0].start), timeline)
     whys: list[str] = []
     files: dict[str, str] = {}
     if any(now.get(epoch) != chain for epoch, chain in before.items()):
@@ -52,6 +55,7 @@ def followed(
         standing = {(_epoch(entry, timeline), entry.file or entry.recipe) for entry in later}
         new = [entry for entry in job[1:] if _epoch(entry, timeline) not in before and entry.start > start]
         later += [entry for entry in new if (_epoch(entry, timeline), entry.file or entry.recipe) not in standing]
+        files |= files_of(new)
         later.sort(key=lambda entry: entry.start)
     batch_size = job[0].batch_size
     if batch_size != here.batch_size:
@@ -89,6 +93,25 @@ def files_of(job: Sequence[TimelineEntry]) -> dict[str, str]:
     return {entry.file: entry.recipe for entry in job if entry.file}
 
 
+def files_read(changes: Sequence[TimelineChange]) -> dict[str, str]:
+    """Chain files -> the recipe that each held when it was read last, since the run's schedule was written."""
+    read: dict[str, str] = {}
+    for change in _since_schedule(changes):
+        read.update(change.files)
+    return read
+
+
+def as_read(job: Sequence[TimelineEntry], read: Mapping[str, str]) -> tuple[TimelineEntry, ...]:
+    """The job's entries as if none of its chain files had been edited since."""
+    return tuple(msgspec.structs.replace(entry, recipe=read.get(entry.file, entry.recipe)) for entry in job)
+
+
+def _since_schedule(changes: Sequence[TimelineChange]) -> Sequence[TimelineChange]:
+    """The last change that brought the job's whole schedule, and all after it; none where no change did."""
+    brought = [number for number, change in enumerate(changes) if change.why.startswith((START, RESCHEDULED))]
+    return changes[brought[-1] :] if brought else ()
+
+
 def _resized(
     timeline: Timeline, changes: Sequence[TimelineChange], batch_size: int, free_from_step: int
 ) -> TimelineChange | None:
@@ -104,9 +127,7 @@ def _resized(
 
 def _edited(changes: Sequence[TimelineChange], job: Mapping[str, str]) -> dict[str, str]:
     """Files of the job that hold another recipe than when they were read last."""
-    read: dict[str, str] = {}
-    for change in changes:
-        read.update(change.files)
+    read = files_read(changes)
     return {file: recipe for file, recipe in job.items() if read.get(file, recipe) != recipe}
 
 

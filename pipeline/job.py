@@ -239,7 +239,7 @@ class JobConfig(Section):
     max_bad_fraction: Fraction = 0.01
     """Under `substitute`: fatal once more than max(10, this share of delivered samples) were bad."""
     hang_s: PositiveFloat = 60.0
-    """Seconds without progress on a slice before a worker is killed by its pool."""
+    """Seconds without progress on a sample, or in building the chain, before a worker is killed by its pool."""
     stall_timeout_s: PositiveFloat = 300.0
     """Seconds without any arriving slice after which `on_stall` is followed, saying what is missing."""
     on_stall: Literal["fail", "wait"] = "fail"

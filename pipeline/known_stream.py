@@ -63,6 +63,10 @@ class KnownStream:
             self._version += 1
         return digest
 
+    def asked(self, digest: str) -> Recipe:
+        """A recipe under probe."""
+        return self._asked[digest]
+
     def probed(self, digest: str, spec: BatchSpec | None) -> None:
         """What became of a probe: a spec, or a refusal."""
         self._asked.pop(digest, None)  # leases name it once it is registered, and the registration brings it

@@ -13,6 +13,8 @@ from pipeline.timeline import Timeline
 
 StreamId = tuple[str, int]
 """A stream's name and incarnation."""
+IDLE, BUILDING, OPENING = -1, -2, -3
+"""What stands where a worker's position would stand while it works on no sample: on nothing, a chain, a source."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,10 @@ class WorkerGone:
     """True for a crash or a hang, False for a kill from outside or silence."""
     at: tuple[StreamId, int] | None = None
     """Stream and position of the sample it was working on, if known."""
+    is_preparing: bool = False
+    """It had no sample in work yet: it was opening a source or building a chain, so no slice is to blame."""
+    building: tuple[StreamId, str] | None = None
+    """The probe (stream and recipe) whose chain it was building."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,8 @@ Pure. Driven by `pipeline/leases.py` only.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterator
+from itertools import takewhile
 from typing import NamedTuple
 
 from pipeline.lateness import Lateness
@@ -65,7 +67,10 @@ class StreamSlices:
         self._next_step = event.head_step
         """The first batch not yet cut into slices."""
         self._waiting: list[Range] = []
-        """Sorted: what the training loop needs first stands first."""
+        """Sorted: what the training loop needs first stands first. Cut for a wider window, a slice waits beyond its end
+        until the window has reached it again: taken back, it would be cut anew beside copies that are still leased."""
+        self._window_stop = 0
+        """Nothing is leased from this position on."""
         self._not_before_s: dict[Range, float] = {}
         self._avoid: dict[Range, tuple[str, float]] = {}
         """Range -> the worker that failed to read it, and until when another is preferred."""
@@ -85,7 +90,9 @@ class StreamSlices:
         self.last_beat_s = now_s
         if event.number <= self.beat_number or event.head_step < self.head_step:
             return [], []
-        self.beat_number, self.window = event.number, event.window
+        self.beat_number = event.number
+        if event.revision == self.revision:  # an older beat that comes late knows the window of an older timeline
+            self.window = event.window
         has_news = event.arrived != self._arrived or event.head_step > self.head_step
         if event.head_step > self.head_step:
             self._move_head(event.head_step)
@@ -99,9 +106,9 @@ class StreamSlices:
             return [], []
         return self._end_arrived(now_s, count=not was_silent), self._end_partly_present()
 
-    def change(self, timeline: Timeline, revision: int) -> list[list[Copy]]:
+    def change(self, timeline: Timeline, revision: int, window: int) -> list[list[Copy]]:
         """Another timeline, of the same source and beginning; the copies of leases that it voids."""
-        old, self.timeline, self.revision = self.timeline, timeline, revision
+        old, self.timeline, self.revision, self.window = self.timeline, timeline, revision, window
         self._head_start = self._start_of(self.head_step)
         first = timeline.entry_at(self.head_step).step
         self._lateness.keep({entry.recipe for entry in timeline.entries if entry.step >= first})
@@ -129,7 +136,7 @@ class StreamSlices:
     @property
     def num_waiting(self) -> int:
         """Slices that could be leased now or soon."""
-        return len(self._waiting)
+        return bisect_left(self._waiting, (self._window_stop, 0))
 
     @property
     def unleased_step(self) -> int:
@@ -144,12 +151,12 @@ class StreamSlices:
         """True if some worker may be offered a slice now."""
         delays = self._not_before_s
         if not delays:
-            return bool(self._waiting)
-        return any(delays.get(waiting, 0.0) <= now_s for waiting in self._waiting)
+            return bool(self._waiting) and self._waiting[0][0] < self._window_stop
+        return any(delays.get(waiting, 0.0) <= now_s for waiting in self._in_window())
 
     def offer(self, worker: str, now_s: float) -> Range | None:
         """The lowest waiting slice that this worker may make now."""
-        return next((waiting for waiting in self._waiting if self._may_make(worker, waiting, now_s)), None)
+        return next((waiting for waiting in self._in_window() if self._may_make(worker, waiting, now_s)), None)
 
     def take(self, offered: Range, copy: Copy) -> None:
         """The slice is leased, for the first time or once more."""
@@ -231,7 +238,8 @@ class StreamSlices:
             copies = self.leased.pop(held)
             ended.append(copies)
             if count:
-                self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[0].granted_s)
+                # Of a hedged one the newest copy's time: else what was late would make what comes after it later still.
+                self._lateness.arrived(self.timeline.recipe_at(held[0]), now_s - copies[-1].granted_s)
         return ended
 
     def _end_partly_present(self) -> list[list[Copy]]:
@@ -288,9 +296,14 @@ class StreamSlices:
         avoided, until_s = self._avoid.get(waiting, ("", 0.0))
         return self._not_before_s.get(waiting, 0.0) <= now_s and (worker != avoided or until_s <= now_s)
 
+    def _in_window(self) -> Iterator[Range]:
+        return takewhile(lambda waiting: waiting[0] < self._window_stop, self._waiting)
+
     def _refill(self) -> None:
         """Cut the batches that the window has reached."""
-        while self._next_step < min(self.head_step + self.window, self.timeline.num_steps):
+        window_step = min(self.head_step + self.window, self.timeline.num_steps)
+        self._window_stop = self._start_of(window_step)
+        while self._next_step < window_step:
             for part in slices_of(self.timeline.batch(self._next_step), self.slice_size):
                 self._wait(part)
             self._next_step += 1

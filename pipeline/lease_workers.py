@@ -1,7 +1,7 @@
 """Workers, as leases see them: what each holds, and which may be given more.
 
-In:  grants and beats.
-Out: who is free, those with least in hand first.
+In:  grants and beats; a pool's word of a death.
+Out: who is free, those with least in hand first; what the death means to leases and probes.
 Pure. Driven by `pipeline/leases.py` only.
 """
 
@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.lease_events import StreamId, WorkerBeaten
+from pipeline.lease_events import BUILDING, IDLE, StreamId, WorkerBeaten, WorkerGone
 from pipeline.lease_stream import Range
+from pipeline.messages import WorkerDied
 
 LEASES_IN_HAND = 2
 """Leases a worker has at a time: one it works on and one that waits, so that it never idles for a round trip."""
@@ -102,3 +103,17 @@ class FreeWorkers:
     def __iter__(self) -> Iterator[str]:
         for names in self._with:
             yield from names
+
+
+def death(message: WorkerDied) -> WorkerGone:
+    """What its pool says of how a worker ended."""
+    stream = message.stream, message.incarnation
+    return WorkerGone(
+        worker=message.worker,
+        cause=message.cause,
+        blame=not message.in_peace,
+        by_itself=message.by_itself,
+        at=(stream, message.position) if message.position >= 0 else None,
+        is_preparing=message.position < IDLE,
+        building=(stream, message.probed) if message.probed and message.position == BUILDING else None,
+    )

@@ -118,7 +118,7 @@ class Leases:
             self._forget_stream(event.stream)
             self.streams[event.stream] = StreamSlices(event, now_s)
         elif event.revision > stream.revision:
-            for copies in stream.change(event.timeline, event.revision):
+            for copies in stream.change(event.timeline, event.revision, event.window):
                 self._end_copies(copies)
 
     def _forget_stream(self, stream: StreamId) -> None:
@@ -174,7 +174,7 @@ class Leases:
         actions: list[Action] = []
         for number, held in worker.leases.items():
             stream = self.streams[held.stream]
-            if event.blame and number == in_hand:
+            if event.blame and not event.is_preparing and number == in_hand:
                 place = event.at[1] if event.at else None
                 stream.blame(held.range, event.worker, cause=event.cause, by_itself=event.by_itself, position=place)
                 actions += _lost(stream)

@@ -4,13 +4,11 @@ In and out: nothing; `pipeline/wire.py` spells them as bytes. A record with a fi
 refused, so once a version is released any change here raises PROTOCOL_VERSION. A lost, repeated or old message costs
 time at most:
 - beats are cumulative, and who is not known answers them with a Join or a Register;
-- what needs an answer (Register, AskProbe, Probe, SamplesLost, what an operator asks) is sent again until it has one;
+- Register, AskProbe, Probe, SamplesLost, Leaving and what an operator asks are sent again until they have an answer;
 - a lost Granted, SliceFailed, StreamDeclined or StreamBroken shows as a slice that never arrives: it is leased again;
 - a lost OpenStream is asked for (AskStream) by the worker that is given work it does not know;
 - a lost StreamFailed is sent again when the same slice or registration fails again;
-- Leaving is sent again until Dismissed comes;
-- for a lost WorkerDied, the next PoolBeat speaks; for a lost StreamGoodbye, silence; for a lost CloseStream, the
-  worker's end.
+- for a lost WorkerDied speaks the next PoolBeat, for a lost StreamGoodbye silence, for a lost CloseStream its end.
 """
 
 from __future__ import annotations
@@ -233,7 +231,9 @@ class WorkerDied(Message, frozen=True, kw_only=True):
     stream: str = ""
     incarnation: int = 0
     position: int = -1
-    """The sample it was working on, -1 if unknown."""
+    """The sample it was working on; -1 if none is known, -2 while it built a chain, -3 while it opened a source."""
+    probed: str = ""
+    """The recipe, if what it was working on was a probe."""
 
 
 # dispatcher -> trainer

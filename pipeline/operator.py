@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 
 from pipeline.errors import EXIT_USER_INPUT, ConfigError, HeadraceError, PeerUnreachable, Problem, RemoteProtocolError
+from pipeline.pools import POOL_SILENT_S
+from pipeline.probes import PROBE_S
 from pipeline.service_messages import Answer, AskScale, AskStatus, OperatorMessage, Status
 from pipeline.transport import Context, Poller
 from pipeline.wire import decode_message, encode_message
@@ -23,10 +25,9 @@ SILENCE_S = 5.0
 """A dispatcher that says nothing for so long is not there."""
 RESTART_SILENCE_S = 15.0
 """The same for a dispatcher that a living trainer restarts once it has hung for 5 s."""
-DECISION_S = 60.0
-"""How long an operation may wait for a trainer while the dispatcher answers: a chain is tried out for up to 30 s."""
-POOL_SILENT_S = 3.0
-"""A pool beats each second."""
+DECISION_S = 2 * PROBE_S
+"""How long an operation may wait for a trainer while the dispatcher answers: a chain that hangs while it is tried is
+refused after about PROBE_S."""
 _TELL_AFTER_S = 2.0
 
 
@@ -77,8 +78,8 @@ class Asking:
         self._sign_of_life = AskStatus(operation=new_operation())
         self._has_told = False
         self._is_run = is_run
-        self._refusal: Answer | None = None
-        """Until the status asked for with it shows whether the dispatcher knew what it spoke of."""
+        self._knows = False
+        """The dispatcher has shown, before it was asked this time, that it knows what the question is about."""
         self._last_refusal: Answer | None = None
 
     def due(self, now_s: float) -> list[OperatorMessage]:
@@ -96,8 +97,9 @@ class Asking:
         if self._asked_s is not None and now_s - self._asked_s < ASK_EVERY_S:
             return []
         self._asked_s = now_s
-        self._refusal = None
-        return [self._question] if isinstance(self._question, AskStatus) else [self._question, self._sign_of_life]
+        self._knows = False
+        # The status first: between the two the trainer may register with a dispatcher that was just started again.
+        return [self._question] if isinstance(self._question, AskStatus) else [self._sign_of_life, self._question]
 
     def wait_s(self, now_s: float) -> float:
         """How long nothing is due, if nothing is heard."""
@@ -111,10 +113,10 @@ class Asking:
             if is_final:
                 return message
             assert isinstance(message, Answer)
-            self._refusal = self._last_refusal = message
-        elif isinstance(message, Status):
-            refusal, self._refusal = self._refusal, None
-            return refusal if refusal is not None and _is_settled(self._question, message) else None
+            self._last_refusal = message
+            return message if self._knows else None
+        if isinstance(message, Status):
+            self._knows = _is_settled(self._question, message)
         return None
 
     def is_time_to_tell(self, now_s: float) -> bool:

@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pipeline.known_stream import KnownStream
 from pipeline.lease_events import StreamId
 from pipeline.messages import AnyMessage, OperationAnswer, StopAsked, SwapAsked
-from pipeline.pools import Pools
+from pipeline.pools import POOL_SILENT_S, Pools
 from pipeline.service_messages import Answer, AskScale, AskStop, AskSwap
 
 MAX_OPERATIONS = 256
 """Operations remembered, the newest: each is asked for by one person, for a minute at most."""
-POOL_SILENT_S = 5.0
-"""A pool beats each second; one that was silent for longer gets no new size, and the operator is told."""
 TRAIN_SUFFIX = "/train"
 """Only train streams take operations: evaluations come and go."""
 
@@ -140,7 +138,7 @@ class Operators:
         pool = message.pool or names[0]
         beat, silent_s = self._pools.last_beat(pool), self._pools.silent_s(pool, now_s)
         assert beat is not None
-        if silent_s > POOL_SILENT_S:
+        if silent_s >= POOL_SILENT_S:
             return "", f"pool {pool} has been silent for {silent_s:.0f} s; ask again once it is back"
         if not message.automatic and not beat.min_workers <= message.num_workers <= beat.max_workers:
             return "", (

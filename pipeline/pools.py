@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pipeline.messages import Join
 from pipeline.service_messages import Condemned, PoolBeat, PoolStatus, Resize
 
+POOL_SILENT_S = 5.0
+"""Seconds of silence after which a pool gets no new size, and an operator asks on until it is back: it beats each
+second."""
 POOL_TTL_S = 60.0
 """Seconds of silence after which a pool is forgotten; its workers are judged by their own beats."""
 

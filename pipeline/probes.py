@@ -16,6 +16,14 @@ from pipeline.lease_stream import MAX_DEATHS, MAX_READS, death_weight
 REPEAT_S = 5.0
 """Seconds after which an unanswered probe is sent again; a slow worker loses nothing, it remembers its answer."""
 
+PROBE_S = 30.0
+"""Seconds in which a chain must have been built for a probe, or its worker is killed and the chain refused: half of
+what an operator waits (pipeline/operator.py). Every worker has to build it, also one that takes a dead one's place, and
+no slice is made meanwhile. Chosen, not measured."""
+PROBE_SAMPLE_S = PROBE_S / 2
+"""The same for one of a probe's samples. A worker that dies of one is replaced, and the next try leaves it out; so a
+chain that hangs on every sample is refused after two, in PROBE_S and what a new worker takes to start."""
+
 ProbeId = tuple[StreamId, str]
 """A stream and the recipe's digest."""
 
@@ -96,9 +104,20 @@ class Probes:
         return True
 
     def worker_gone(
-        self, worker: str, cause: str, *, blame: bool, by_itself: bool, at: tuple[StreamId, int] | None
+        self,
+        worker: str,
+        cause: str,
+        *,
+        blame: bool,
+        by_itself: bool,
+        at: tuple[StreamId, int] | None,
+        building: ProbeId | None = None,
     ) -> list[tuple[ProbeId, str]]:
-        """Probes refused because too many workers died of them, with the last cause."""
+        """Probes refused because too many workers died of them, with the last cause.
+
+        `building`: the probe whose chain the worker was building. No sample has a part in that, so a crash or a hang
+        there would happen again: one is enough.
+        """
         refused = []
         for probe, asked in list(self._asked.items()):
             if asked.worker == worker:
@@ -106,7 +125,7 @@ class Probes:
                 asked.deaths += death_weight(by_itself=by_itself) if blame else 0.0
                 if at is not None and at[0] == probe[0]:
                     asked.died_at.append(at[1])
-                if asked.deaths >= MAX_DEATHS:
+                if asked.deaths >= MAX_DEATHS or (probe == building and blame and by_itself):
                     del self._asked[probe]
                     refused.append((probe, cause))
         return refused

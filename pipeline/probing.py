@@ -15,8 +15,10 @@ from pipeline.lease_events import StreamId, WorkerGone
 from pipeline.leases import Leases
 from pipeline.message import Location
 from pipeline.messages import AnyMessage, AskProbe, Probe, ProbeAnswer, Probed, ProbeFailed
-from pipeline.probes import ProbeId, Probes
+from pipeline.probes import PROBE_S, ProbeId, Probes
 from pipeline.recipe import BatchSpec
+
+_MEND = "mend the transform that stands there, or leave it out"
 
 log = logging.getLogger("headrace.dispatcher")
 
@@ -70,10 +72,19 @@ class Probing:
     def worker_gone(self, event: WorkerGone, now_s: float) -> None:
         """A worker that may have been probing is gone."""
         refused = self._probes.worker_gone(
-            event.worker, event.cause, blame=event.blame, by_itself=event.by_itself, at=event.at
+            event.worker,
+            event.cause,
+            blame=event.blame,
+            by_itself=event.by_itself,
+            at=event.at,
+            building=event.building,
         )
         for probe, why in refused:
-            self._refuse(probe, event.worker, "a chain that workers survive", f"they died of it: {why}")
+            if probe == event.building:
+                expected = f"a chain that can be built, within {PROBE_S:g} s (or hang_s, if that is less)"
+                self._refuse(probe, event.worker, expected, f"worker {event.worker}: {why}", _MEND)
+            else:
+                self._refuse(probe, event.worker, "a chain that workers survive", f"they died of it: {why}", _MEND)
         self.assign(now_s)
 
     def send_again(self, worker: str, stream_id: StreamId, now_s: float) -> None:
@@ -104,8 +115,10 @@ class Probing:
         asking = Probe(stream=stream, incarnation=incarnation, recipe=recipe, skip=self._probes.skip(probe))
         self._send_work(probe[0], worker, asking)
 
-    def _refuse(self, probe: ProbeId, worker: str, expected: str, got: str) -> None:
-        self._conclude(probe, worker, None, (Location(file="chain", line=0, path="", expected=expected, got=got),))
+    def _refuse(self, probe: ProbeId, worker: str, expected: str, got: str, way_out: str = "") -> None:
+        chain = self._streams[probe[0]].asked(probe[1]).chain
+        place = Location(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=got, way_out=way_out)
+        self._conclude(probe, worker, None, (place,))
 
     def _conclude(
         self, probe: ProbeId, worker: str, spec: BatchSpec | None, problems: tuple[Location, ...] = ()

@@ -22,7 +22,15 @@ from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem, RunFailed
 from pipeline.json_lines import iter_lines
 from pipeline.recipe import Recipe
-from pipeline.run_history import Recorded, entries_of, load_recipe, read_changes, read_quarantine, read_recorded
+from pipeline.run_history import (
+    Recorded,
+    entries_of,
+    load_recipe,
+    named_alike,
+    read_changes,
+    read_quarantine,
+    read_recorded,
+)
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineChange, TimelineEntry
 
@@ -104,7 +112,7 @@ def require_one_timeline(
         )
     entries = entries_of(changes)
     if state:
-        at_checkpoint = msgspec.convert(state["timeline"], tuple[TimelineEntry, ...])
+        at_checkpoint = named_alike(msgspec.convert(state["timeline"], tuple[TimelineEntry, ...]))
         then = entries_of(changes[:num_at_checkpoint])
         if then != at_checkpoint:
             where = f"as in checkpoints/{checkpoint_name(resumption.step)}/state.json"
@@ -125,12 +133,12 @@ def require_whole_quarantine(folder: Path, resumption: Resumption, *, is_going_b
         _num_journaled(folder, "quarantined", num_kept(state)["journal"] if is_going_back else None),
         num_kept(state)["quarantine"],
     )
-    num_found = sum(1 for _ in iter_lines(path))
+    num_found = sum(1 for _ in iter_lines(path, is_synced=True))
     if num_found < num_written:
         raise RunFailed(
             f"{path}: samples that this run has substituted are not in it\n"
             f"  expected: {num_written} lines\n"
-            f"  got:      {num_found}: lines are missing at its end, or were damaged\n"
+            f"  got:      {num_found}: lines are missing at its end\n"
             f"  to go on: {_RESTORE}"
         )
 
@@ -185,6 +193,16 @@ def require_same_sources(
         )
     if problems:
         raise ConfigError(problems)
+
+
+def factory_sha256(folder: Path, resumption: Resumption, *, is_going_back: bool = False) -> str:
+    """Of the source of the model's factory, as the run was last trained with it; "" if nothing tells."""
+    num_lines = num_kept(resumption.state)["journal"] if is_going_back else None
+    last = ""
+    for event in islice(iter_lines(folder / "journal.jsonl"), num_lines):
+        if event["action"] == "training_started":
+            last = event.get("factory_sha256", "")
+    return str(last or resumption.state.get("model", {}).get("factory_sha256", ""))
 
 
 def _chosen(checkpoints: Path, step: int, steps: Sequence[int]) -> Resumption:

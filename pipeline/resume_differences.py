@@ -1,6 +1,6 @@
 """What a resumed run's job has otherwise than the run's own job.yaml, and whether the run can go on with it.
 
-In:  two checked jobs' fields.
+In:  two checked jobs' fields; the digests of their model factories' sources.
 Out: `Difference`s with both sides; a ConfigError that lists those that can't be.
 Pure. What a source or recipe is, is not judged here: fingerprints and digests do that.
 """
@@ -63,6 +63,8 @@ class Difference:
     job: Any
     verdict: Verdict
     why: str
+    place: str = "job.yaml"
+    """Which file of the run's folder has its side."""
 
     def lines(self) -> str:
         """Both sides, and what comes of it."""
@@ -89,6 +91,22 @@ def job_differences(run: JobConfig, job: JobConfig, *, num_epochs_begun: int) ->
     return found
 
 
+def factory_difference(reference: str, run: str, job: str) -> list[Difference]:
+    """None or one: the source of the model's factory, by its SHA-256; "" where it is not known."""
+    if not run or not job or run == job:
+        return []
+    return [
+        Difference(
+            path=f"model.factory: source of {reference}",
+            run=f"sha256 {run}",
+            job=f"sha256 {job}",
+            verdict="refused",
+            why="the weights were trained as the model was then",
+            place="journal.jsonl",
+        )
+    ]
+
+
 def require_resumable(differences: Sequence[Difference], job_file: str, run_folder: str, *, accept: bool) -> None:
     """ConfigError with both sides of each difference that the run can't go on with."""
     problems = []
@@ -102,7 +120,7 @@ def require_resumable(differences: Sequence[Difference], job_file: str, run_fold
                     file=job_file,
                     line=0,
                     path=difference.path,
-                    expected=f"{describe(difference.run)}, as in {run_folder}/job.yaml",
+                    expected=f"{describe(difference.run)}, as in {run_folder}/{difference.place}",
                     got=describe(difference.job),
                     way_out=way_out,
                 )

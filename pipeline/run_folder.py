@@ -21,7 +21,7 @@ import msgspec
 
 from pipeline import branch, checkpoint_folder
 from pipeline.config import dump_chain
-from pipeline.durable import remove_partial, write_whole
+from pipeline.durable import PARTIAL_PREFIX, remove_partial, write_whole
 from pipeline.errors import ConfigError, HeadraceError, Problem
 from pipeline.json_lines import JsonLines, write_failure
 from pipeline.recipe import Recipe
@@ -57,10 +57,14 @@ class RunFolder:
         self._open_lines()
 
     @classmethod
-    def create(cls, path: Path, job_text: str) -> RunFolder:
+    def create(
+        cls, path: Path, job_text: str, recipes: Iterable[Recipe] = (), first: TimelineChange | None = None
+    ) -> RunFolder:
         """A new run in a folder that is absent or empty; `job_text` becomes its job.yaml.
 
-        ConfigError for a folder with anything in it: naming the process that holds it, if one does.
+        recipes, first: what else must be there before the run can be resumed. A folder that was killed while it was
+        created counts as empty. ConfigError for a folder with anything in it: naming the process that holds it, if one
+        does.
         """
         path = path.absolute()
         if path.is_dir() and any(path.iterdir()) and not (path / LOCK_NAME).exists():
@@ -71,16 +75,35 @@ class RunFolder:
         except OSError as error:
             raise _not_a_new_folder(path, f"{error.strerror}: {error.filename}") from error
         try:
-            if {each.name for each in path.iterdir()} != {LOCK_NAME}:
+            if not _is_hardly_begun(path):
                 way_out = "continue it with --resume, name another with --run-dir, or move this one away"
                 raise _not_a_new_folder(path, "the folder of an earlier run", way_out)
-            write_whole(path / "job.yaml", job_text.encode())
-            (path / "chains").mkdir()
-            (path / "checkpoints").mkdir()
-            return cls(path, lock)
+            return cls._created(path, lock, job_text, recipes, first)
         except BaseException:
             lock.release()
             raise
+
+    @classmethod
+    def _created(
+        cls, path: Path, lock: RunLock, job_text: str, recipes: Iterable[Recipe], first: TimelineChange | None
+    ) -> RunFolder:
+        for each in [each for each in path.iterdir() if each.name != LOCK_NAME]:
+            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        (path / "chains").mkdir()
+        (path / "checkpoints").mkdir()
+        folder = cls(path, lock)
+        try:
+            for recipe in recipes:
+                folder.write_recipe(recipe)
+            if first is not None:
+                folder.append_timeline(first)
+            # Last: it makes the folder one that can be resumed, and that must not be another run than was asked for.
+            write_whole(path / "job.yaml", job_text.encode())
+        except BaseException:
+            folder.discard_if_unused()
+            folder._close_lines()
+            raise
+        return folder
 
     @classmethod
     def resume(cls, path: Path) -> RunFolder:
@@ -104,24 +127,32 @@ class RunFolder:
 
     @classmethod
     def _tidied(cls, path: Path, lock: RunLock) -> RunFolder:
+        folder = cls(path, lock)  # first: a folder with a damaged file is refused as it is
         (path / "chains").mkdir(exist_ok=True)
         (path / "checkpoints").mkdir(exist_ok=True)
         for each in (path, path / "chains"):
             remove_partial(each)
         incomplete = checkpoint_folder.tidy(path / "checkpoints")
-        gone_back = branch.finish(path)
-        folder = cls(path, lock)
-        for name in incomplete:
-            folder.append_event("checkpoint_incomplete", checkpoint=name)
-        for step, name in gone_back:
-            folder.append_event("went_back", step=step, branch=name)
+        gone_back: list[tuple[int, str]] = []
+        if branch.is_cut_short(path):
+            folder.rewrite(lambda each: gone_back.extend(branch.finish(each)))
         folder.tidied = (
+            *(
+                f"{lines.path.name}: its last lines ({lines.num_damaged}) are damaged and were left out: a machine "
+                "that loses power leaves such, and so does a failing disk"
+                for lines in folder._all_lines
+                if lines.num_damaged
+            ),
             *(f"the checkpoint {name} was incomplete and was passed over: it was being written" for name in incomplete),
             *(
                 f"going back to step {step} was cut short and is done now: {name} has the rest"
                 for step, name in gone_back
             ),
         )
+        for name in incomplete:
+            folder.append_event("checkpoint_incomplete", checkpoint=name)
+        for step, name in gone_back:
+            folder.append_event("went_back", step=step, branch=name)
         return folder
 
     @property
@@ -253,6 +284,18 @@ class RunFolder:
     def _close_lines(self) -> None:
         for lines in self._all_lines:
             lines.close()
+
+
+def _is_hardly_begun(path: Path) -> bool:
+    """True for a locked folder with nothing in it but what `RunFolder.create` writes before job.yaml.
+
+    A run whose job.yaml was lost is not taken for one: it has steps, or a checkpoint, or an older job.yaml.
+    """
+    made = {LOCK_NAME, "chains", "checkpoints", "timeline.jsonl", "journal.jsonl", f"{PARTIAL_PREFIX}job.yaml"}
+    still_empty = [each for each in path.iterdir() if each.name not in made]
+    return not any(each.suffix != ".jsonl" or each.stat().st_size for each in still_empty) and not any(
+        path.glob("checkpoints/*")
+    )
 
 
 def _not_a_new_folder(

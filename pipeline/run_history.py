@@ -18,9 +18,12 @@ import msgspec
 
 from pipeline.config import load_chain, load_job, parse_yaml
 from pipeline.config_job import Job
+from pipeline.config_paths import absolute_chain, chain_path
 from pipeline.errors import ConfigError, Problem, RunFailed
+from pipeline.following import files_read
 from pipeline.json_lines import iter_lines, read_lines
 from pipeline.located import ProblemList
+from pipeline.quarantine import Quarantined, entry_of
 from pipeline.recipe import Chain, Decode, Recipe
 from pipeline.timeline import TimelineChange, TimelineEntry, after
 
@@ -42,17 +45,30 @@ class Recorded:
 def read_changes(folder: Path) -> tuple[TimelineChange, ...]:
     """The lines of timeline.jsonl, in order."""
     path = folder / "timeline.jsonl"
-    return changes_of(read_lines(path), path)
+    return changes_of(read_lines(path, is_synced=True), path)
 
 
 def changes_of(records: Iterable[Mapping[str, Any]], path: Path) -> tuple[TimelineChange, ...]:
     """The changes that lines of timeline.jsonl stand for."""
     try:
-        return tuple(msgspec.convert(record, TimelineChange) for record in records)
+        changes = [msgspec.convert(record, TimelineChange) for record in records]
     except msgspec.ValidationError as error:
         raise RunFailed(
             f"{path}: a line is no change of a timeline: {error}\n  to go on: was it written by another version?"
         ) from error
+    return tuple(
+        msgspec.structs.replace(
+            change,
+            entries=named_alike(change.entries),
+            files={_present_name(file): recipe for file, recipe in change.files.items()},
+        )
+        for change in changes
+    )
+
+
+def named_alike(entries: Iterable[TimelineEntry]) -> tuple[TimelineEntry, ...]:
+    """Recorded entries with the names that chain files have today: older versions spelled some otherwise."""
+    return tuple(msgspec.structs.replace(entry, file=_present_name(entry.file)) for entry in entries)
 
 
 def entries_of(changes: Iterable[TimelineChange]) -> tuple[TimelineEntry, ...]:
@@ -68,12 +84,11 @@ def read_timeline(folder: Path) -> tuple[TimelineEntry, ...]:
     return entries_of(read_changes(folder))
 
 
-def read_quarantine(folder: Path) -> dict[str, dict[int, int]]:
-    """Stream role -> position -> the attempt at a substitute that its samples begin with."""
-    quarantined: dict[str, dict[int, int]] = {}
-    for line in iter_lines(folder / "quarantine.jsonl"):
-        attempts = quarantined.setdefault(line["stream"], {})
-        attempts[line["position"]] = max(attempts.get(line["position"], 0), line["lost_attempt"] + 1)
+def read_quarantine(folder: Path) -> dict[str, list[Quarantined]]:
+    """Stream role -> its entries, in order."""
+    quarantined: dict[str, list[Quarantined]] = {}
+    for line in iter_lines(folder / "quarantine.jsonl", is_synced=True):
+        quarantined.setdefault(line["stream"], []).append(entry_of(line))
     return quarantined
 
 
@@ -111,6 +126,39 @@ def load_recipe(folder: Path, digest: str, job: Job) -> Recipe:
     if as_written is not None and as_written.digest == digest:
         raise ConfigError(tuple(_outside_differences(problem, as_written, recipe)))
     raise ConfigError(problem)
+
+
+def kept_chain(folder: Path, file: str) -> Chain | None:
+    """The chain that the run of a folder read last from a chain file; None where it has none that is whole."""
+    digests = {name: digest for digest, name in _job_recipes(folder).values()}  # that of the evaluation too
+    return _whole_chain(folder, (digests | files_read(read_changes(folder))).get(file, ""))
+
+
+def kept_evaluation(folder: Path, job: Job) -> Recipe | None:
+    """What evaluations use that is not what their chain file holds now; None unless that file was edited."""
+    digest, file = _job_recipes(folder).get("eval", ("", ""))
+    if job.eval is None or not file or file != job.eval_file:
+        return None
+    chain = _whole_chain(folder, digest)
+    kept = job.recipe_of(chain) if chain is not None else job.eval
+    return kept if kept.digest != job.eval.digest else None
+
+
+def _job_recipes(folder: Path) -> dict[str, tuple[str, str]]:
+    """As `_written_recipes`, of the folder's job.yaml."""
+    path = folder / "job.yaml"
+    return _written_recipes(path.read_text(errors="replace")) if path.is_file() else {}
+
+
+def _whole_chain(folder: Path, digest: str) -> Chain | None:
+    """The chain of a recipe, None unless it is as it was written."""
+    path = folder / "chains" / f"{digest}.yaml"
+    try:
+        chain = load_chain(path)
+    except ConfigError:
+        return None
+    written = _as_written(path, chain)
+    return chain if written is not None and written.digest == digest else None
 
 
 def recipe_text(recipe: Recipe, chain_text: str) -> str:
@@ -159,7 +207,7 @@ def load_run_job(folder: Path) -> Job:
     for stream in ("train", "eval"):  # the chains' own files again, where an override stood in
         section = getattr(config, stream)
         if section is not None:
-            section = section.model_copy(update={"chain": plain[stream]["chain"]})
+            section = section.model_copy(update={"chain": absolute_chain(plain[stream]["chain"], folder)})
             config = config.model_copy(update={stream: section})
     later = tuple(replace(each, file=written.get(f"epoch {each.from_epoch}", ("", each.file))[1]) for each in job.later)
     train_file = written.get("train", ("", job.train_file))[1]
@@ -167,12 +215,16 @@ def load_run_job(folder: Path) -> Job:
     return replace(job, config=config, train_file=train_file, later=later, eval_file=eval_file, file_digests={})
 
 
+def _present_name(file: str) -> str:
+    return chain_path(file, Path("/")) if file.startswith("/") else file
+
+
 def _written_recipes(text: str) -> dict[str, tuple[str, str]]:
     """`train`, `eval`, `epoch 8` -> the recipe's digest and the user's own chain file."""
     written = {}
     for name, digest, file in _RECIPE_LINE.findall(text):
         try:
-            written[name] = (digest, str(json.loads(file)))
+            written[name] = (digest, _present_name(str(json.loads(file))))
         except ValueError:  # damaged: the job's own path holds
             continue
     return written

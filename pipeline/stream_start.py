@@ -5,9 +5,10 @@ In and out: nothing; plain values between a run's folder and its streams.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.quarantine import Quarantined
 from pipeline.recipe import Recipe
 from pipeline.timeline import TimelineEntry
 
@@ -22,8 +23,8 @@ class StreamStart:
     """The timeline from step 0 on; empty: it is made from the job's chain and schedule."""
     recipes: Mapping[str, Recipe] = field(default_factory=dict)
     """Every recipe that `entries` names, by digest."""
-    quarantined: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
-    """Stream role ("train", "eval") -> position -> attempt to begin with, as written to quarantine.jsonl."""
+    quarantined: Mapping[str, Sequence[Quarantined]] = field(default_factory=dict)
+    """Stream role ("train", "eval") -> what is written of it in quarantine.jsonl."""
     fingerprint: str = ""
     """Of the workers that made the slices so far; others would make other bytes."""
     free_from_step: int = 0

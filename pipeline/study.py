@@ -10,7 +10,7 @@ each axis; a run is a cell with a seed. A claim compares two settings of one axi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Annotated, Any, Literal
 
@@ -23,9 +23,13 @@ from pipeline.study_formula import FormulaError, formula_value
 Cell = dict[str, str]
 """Axis -> the name of its setting."""
 
-AXIS_NAME = r"^[A-Za-z][A-Za-z0-9_]*$"
 STREAM_SECTIONS = ("train", "eval", "sources", "decode", "plugins", "seed")
 """What a batch depends on; runs that differ in nothing else see the same batches."""
+
+
+def changes_stream(paths: Iterable[str]) -> bool:
+    """True if a batch depends on any of these job fields."""
+    return any(path.split(".")[0] in STREAM_SECTIONS for path in paths)
 
 
 class Setting(Section):
@@ -147,7 +151,7 @@ class StudyConfig(Section):
 
     def stream_changes(self, cell: Cell) -> dict[str, Any]:
         """The changes that the cell's batches depend on; cells with equal ones share a stream."""
-        return {path: value for path, value in self.changes(cell).items() if path.split(".")[0] in STREAM_SECTIONS}
+        return {path: value for path, value in self.changes(cell).items() if changes_stream([path])}
 
     def label(self, axis: str, name: str) -> str:
         return self.axes[axis][name].label or name

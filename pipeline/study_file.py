@@ -8,7 +8,7 @@ Never trains. Every setting's job is loaded once while checking, so that no run 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +22,10 @@ from pipeline.config_job import Job, override
 from pipeline.errors import ConfigError, Problem
 from pipeline.located import Located, ProblemList, describe, nearest
 from pipeline.section import Section
-from pipeline.study import Cell, ClaimSection, Setting, StudyConfig
+from pipeline.study import Cell, ClaimSection, Setting, StudyConfig, changes_stream
+
+CheckJob = Callable[[Path, Sequence[str]], object]
+"""(job file, `--set` arguments): a ConfigError for a wrong job."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,15 +43,19 @@ class Study:
 
 
 def is_study_file(path: Path) -> bool:
-    """True for a map with `axes`; False for every other YAML, and for what is none."""
+    """True for a map with `axes`, or with a `job`; False for every other YAML, and for what is none."""
     try:
-        return "axes" in _read(path, ProblemList()).items
+        return bool({"axes", "job"} & set(_read(path, ProblemList()).items))
     except ConfigError:
         return False
 
 
-def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """A checked study, or a ConfigError with every problem of it and of the jobs that its settings make."""
+def load_study(path: Path, overrides: Sequence[str] = (), check_stream: CheckJob = load_job) -> Study:
+    """A checked study, or a ConfigError with every problem of it and of the jobs that its settings make.
+
+    `check_stream`: looks at the base job, and at the job of each setting that changes its batches; `load_job` looks at
+    what is written only, and `headrace check` further.
+    """
     problems = ProblemList()
     root = _read(path, problems)
     for argument in overrides:
@@ -57,7 +64,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     if problems.problems or config is None:
         raise ConfigError(problems.in_order())
     study = Study(path=path, config=config, job_path=path.parent / config.job)
-    _check_jobs(study, root, problems)
+    _check_jobs(study, root, problems, check_stream)
     if problems.problems:
         raise ConfigError(problems.in_order())
     return study
@@ -142,10 +149,11 @@ def _purpose(location: Sequence[int | str]) -> str:
     return f"`{location[-1]}`: {' '.join((field.description or '').split())}" if field else f"`{location[-1]}`"
 
 
-def _check_jobs(study: Study, root: Located, problems: ProblemList) -> None:
-    """Loads the base job, then the job of each setting alone: each mistake is told once, at its setting's line."""
+def _check_jobs(study: Study, root: Located, problems: ProblemList, check_stream: CheckJob) -> None:
+    """Looks at the base job, then at each setting's job alone: each mistake is told once, at its setting's line."""
     try:
         job = load_job(study.job_path, _as_overrides({"seed": study.config.seeds[0]}))
+        check_stream(study.job_path, ())
     except ConfigError as error:
         problems.take(error)
         return
@@ -159,8 +167,9 @@ def _check_jobs(study: Study, root: Located, problems: ProblemList) -> None:
                 continue
             written = root.items["axes"].items[axis].items[name].items["set"].items
             places = {f"--set {argument}": path for path, argument in _arguments(setting.set).items()}
+            check = check_stream if changes_stream(setting.set) else load_job
             try:
-                load_job(study.job_path, _as_overrides(setting.set))
+                check(study.job_path, _as_overrides(setting.set))
             except ConfigError as error:
                 for problem in error.problems:
                     key = places.get(problem.file, "")

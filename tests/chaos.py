@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 from pipeline.errors import EXIT_PEER_UNREACHABLE
+from tests.home import Home
 from tests.processes import Headrace, dispatchers, fork_servers, lines_of, pools, run_headrace, workers
 
 Harm = tuple[signal.Signals, Callable[[int], list[psutil.Process]]]
@@ -55,7 +56,9 @@ class Chaos:
     job: Path
     run_dir: Path
     seed: int
+    home: Home
     environment: dict[str, str]
+    """Beside the home's."""
     every_s: tuple[float, float] = (0.3, 2.0)
     done: Counter[str] = field(default_factory=Counter)
 
@@ -89,7 +92,8 @@ class Chaos:
         """True if the run came to its end, False if its trainer was killed on the way."""
         train = ("train", self.job, "--run-dir", self.run_dir, *arguments)
         give_up_s = time.monotonic() + RUN_DEADLINE_S
-        with Headrace(*train, folder=self.job.parent, environment=self.environment) as run:
+        environment = {**self.home.environment, **self.environment}
+        with Headrace(*train, folder=self.job.parent, environment=environment) as run:
             while run.is_running:
                 assert time.monotonic() < give_up_s, f"stuck at step {self.step}; done so far: {dict(self.done)}"
                 time.sleep(self._coin.uniform(*self.every_s))
@@ -99,6 +103,8 @@ class Chaos:
                     self.done["SIGKILL trainer"] += 1
                     run.process.kill()
                     run.process.wait()
+                    # Also what is stopped just now: the kernel wakes and ends a group whose trainer has died.
+                    self.home.assert_empty_soon()
                     return False
                 if plan.wishes and step >= plan.wishes[0][0]:
                     _, name, act = plan.wishes.pop(0)
@@ -108,6 +114,7 @@ class Chaos:
                     self._harm(run.pid)
             ended = run.finish()
         assert ended.code == 0, f"exit code {ended.code}\n{ended.out}\n{ended.err}\ndone: {dict(self.done)}"
+        self.home.assert_empty_soon()
         return True
 
     def _may_harm(self, step: int) -> bool:
@@ -145,10 +152,9 @@ def _go_on(process: psutil.Process) -> None:
         process.resume()
 
 
-def operate(*arguments: str | Path, folder: Path) -> None:
+def operate(*arguments: str | Path, folder: Path, home: Home) -> None:
     """An operator's command, asked again while the run has no dispatcher that answers."""
-    folder.mkdir(exist_ok=True)
     give_up_s = time.monotonic() + OPERATOR_DEADLINE_S
-    while (ended := run_headrace(*arguments, folder=folder)).code != 0:
+    while (ended := run_headrace(*arguments, folder=folder, environment=home.environment)).code != 0:
         assert ended.code == EXIT_PEER_UNREACHABLE, f"{arguments}: exit code {ended.code}\n{ended.out}{ended.err}"
         assert time.monotonic() < give_up_s, f"{arguments}: {ended.err}"

@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 
 _MARK = "HEADRACE_TEST_HOME"
+_SHARED_MEMORY = Path("/dev/shm")
 GONE_WITHIN_S = 5.0
 """The law's own number: however the trainer ends, this long after it nothing of the job is left."""
 
@@ -34,6 +35,7 @@ class Home:
         self.runtime.mkdir(mode=0o700)
         self.temporary.mkdir()
         self._mark = uuid.uuid4().hex
+        self._others_memory = _shared_memory()
         self.environment = {
             "XDG_RUNTIME_DIR": str(self.runtime),
             "TMPDIR": str(self.temporary),
@@ -59,7 +61,10 @@ class Home:
         # The directory of all jobs is ours and empty between jobs; torch makes an (empty) cache of its own when the
         # first optimizer is built, for all later processes of the user.
         lasting = {self.runtime / "headrace"}
-        return [str(path) for path in found if path not in lasting and not path.name.startswith("torchinductor_")]
+        left = [str(path) for path in found if path not in lasting and not path.name.startswith("torchinductor_")]
+        # Shared memory has no home: what is new and in nobody's use was forgotten, by us or by whoever else runs here.
+        new = _shared_memory() - self._others_memory
+        return left + sorted(new - _in_use() if new else new)
 
     def assert_empty_soon(self) -> None:
         """Nothing is left within the law's time."""
@@ -84,6 +89,20 @@ class Home:
         """Nothing of this home outlives its test."""
         self.kill_all()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _shared_memory() -> set[str]:
+    return {str(path) for path in _SHARED_MEMORY.glob("*")}
+
+
+def _in_use() -> set[str]:
+    """The files that living processes have open or map."""
+    paths: set[str] = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            paths |= {opened.path for opened in process.open_files()}
+            paths |= {mapping.path for mapping in process.memory_maps()}
+    return paths
 
 
 def _describe(process: psutil.Process) -> str:

@@ -64,13 +64,15 @@ class CoreTrainer:
         incarnation: int,
         head_step: int,
         *,
-        window: int,
+        window: Callable[[], int],
         slice_size: int,
         send: Callable[[bytes], None],
         crashes: Callable[[], bool],
     ) -> None:
         """`crashes`: whether it is killed just before, and just after, a change is on disk."""
-        self.disk, self.incarnation, self.window = disk, incarnation, window
+        self.disk, self.incarnation = disk, incarnation
+        self._most = window()
+        """Batches that may be in memory: the widest window so far."""
         self.taken: list[BatchRange] = []
         self.outcomes: list[Outcome] = []
         self._send, self._crashes = send, crashes
@@ -82,7 +84,7 @@ class CoreTrainer:
             quarantine=disk.quarantine, quarantined=disk.quarantined,
         )  # fmt: skip
         self.course = Course(
-            disk.timeline, disk.recipes, window=lambda batch_size, spec: window,
+            disk.timeline, disk.recipes, window=lambda batch_size, spec: window(),
             free_from_step=max(head_step, disk.num_delivered), record=self._record,
         )  # fmt: skip
         self.reassembly = Reassembly(
@@ -112,6 +114,7 @@ class CoreTrainer:
 
     def turn(self, now_s: float, slices: list[list[bytes]], notices: list[bytes], wishes: list[Wish]) -> None:
         """What its receiver does in a moment; Crashed if it was killed meanwhile."""
+        self._most = max(self._most, self.reassembly.window)
         self._pull.slices.extend(slices)
         has_news = self.placing.receive(typing.cast(typing.Any, self._pull))
         for wish in wishes:
@@ -134,7 +137,7 @@ class CoreTrainer:
 
     def take(self) -> None:
         """The training loop takes the head batch, if it is complete, and finds in it what the timeline says."""
-        assert len(self.placing._batches) <= self.window, "more than a window in memory"
+        assert len(self.placing._batches) <= self._most, "more than a window in memory"
         step = self.head_step
         if (batch := self.placing.maybe_take()) is None:
             return

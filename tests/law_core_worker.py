@@ -70,7 +70,7 @@ class ByteProducer:
         )  # fmt: skip
         return header, [images, np.array(positions, np.int64)]
 
-    def probe(self, stream: StreamId, recipe: Recipe, _: None, skip: Container[int]) -> BatchSpec:
+    def probe(self, recipe: Recipe, _: None, skip: Container[int]) -> BatchSpec:
         if recipe.chain.nodes[0].name == "Bad":
             problem = Problem(file=recipe.chain.file, line=1, path="chain[0]", expected="a transform", got="Bad")
             raise ConfigError(problem)

@@ -57,6 +57,8 @@ class CoreSystem:
     ) -> None:  # fmt: skip
         """`max_delay_s`: 0 for links that keep order; `wrong`: how many workers have another folder than the job's."""
         self.window, self.slice_size, self.coin, self.faults = window, slice_size, coin, faults
+        self.trainers_window = window
+        """What the trainer allows now: `window` at most."""
         self.wrong = wrong
         self.now_s = 0.0
         self.control = Link(coin, drop=faults.drop, repeat=0.1, max_delay_s=max_delay_s)
@@ -127,6 +129,8 @@ class CoreSystem:
                 self.workers[name].leave(self.now_s)
         if coin.random() < faults.swap:
             self._wish()
+        if faults.narrow and coin.random() < faults.narrow:
+            self.trainers_window = coin.randint(1, self.window)
         if self.asked is not None and self.now_s % ASK_EVERY_S < TICK_S:
             self.control.send(ToDispatcher(OPERATOR, encode_message(self.asked)), self.now_s)
 
@@ -154,7 +158,7 @@ class CoreSystem:
     def _new_trainer(self, incarnation: int, head_step: int) -> CoreTrainer:
         identity = f"{STREAM}#{incarnation}"
         return CoreTrainer(
-            self.disk, incarnation, head_step, window=self.window, slice_size=self.slice_size,
+            self.disk, incarnation, head_step, window=lambda: self.trainers_window, slice_size=self.slice_size,
             send=lambda frame: self.control.send(ToDispatcher(identity, frame), self.now_s),
             crashes=lambda: self.now_s < self.faults.until_s and self.coin.random() < self.faults.crash_in_swap,
         )  # fmt: skip
@@ -241,7 +245,7 @@ class CoreSystem:
         assert len(stream.leased[lease.start, lease.stop]) <= 2
         assert sum(stop - start for start, stop in stream.leased) <= self.window * 12, "more than the window is leased"
         timeline, head_step = stream.timeline, stream.head_step
-        steps = range(head_step, min(head_step + self.window, timeline.num_steps))
+        steps = range(head_step, min(head_step + stream.window, timeline.num_steps))
         in_window = [timeline.batch(step) for step in steps]
         fits = [batch for batch in in_window if batch.start <= lease.start and lease.stop <= batch.stop]
         assert [lease.recipe] == [batch.recipe for batch in fits], "beyond the window, or of two recipes"

@@ -100,6 +100,10 @@ class ModelTrainer:
         if self.wish is not None:
             self._send(AskProbe(self.incarnation, self.wish.recipe), now_s)
 
+    def narrow(self, window: int) -> None:
+        """Fewer batches in flight, or more again: as with a recipe that delivers larger images."""
+        self.window = self._core.window = window
+
     def hear(self, message: ToTrainer, crash: Callable[[], bool]) -> bool:
         """False if it crashed, as `crash` decides, after it wrote down a change and before it acted on it."""
         match message.what:

@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 
 from pipeline.lease_events import (
+    Action,
     AskToJoin,
     AskToRegister,
     Dismiss,
@@ -70,6 +71,8 @@ class Faults:
     """Positions whose own sample can't be read; a substitute can."""
     flaky: float = 0.0
     """A read of a slice fails once."""
+    narrow: float = 0.0
+    """The trainer's window becomes another, between one batch and all that it may be."""
     until_s: float = 60.0
     """Afterwards nobody is stopped or restarted, nothing swapped: who goes back every five seconds never arrives."""
 
@@ -139,6 +142,8 @@ class LossySystem:
             self.num_wishes += 1
             at_step = self.coin.choice([0, self.trainer.head_step + self.coin.randint(0, 8)])
             self.trainer.wish = Wish(f"r{self.num_wishes}", at_step)
+        if self.faults.narrow and self.coin.random() < self.faults.narrow:
+            self.trainer.narrow(self.coin.randint(1, self.window))
 
     def _resume(self) -> None:
         self.past.append(self.trainer)
@@ -236,7 +241,7 @@ class LossySystem:
     # the dispatcher
 
     def _dispatch(self, event: Event, now_s: float) -> None:
-        for action in self.leases.step(event, now_s):
+        for action in self._stepped(event, now_s):
             match action:
                 case Grant(worker=name, lease=lease):
                     self._check_window(lease)
@@ -253,12 +258,21 @@ class LossySystem:
             self.control.send(ToTrainer(event.stream[1], Known(stream.revision)), now_s)
         self.num_hedged += sum(stream.num_hedged for stream in self.leases.streams.values()) > 0
 
+    def _stepped(self, event: Event, now_s: float) -> list[Action]:
+        stream = self.leases.streams.get(event.stream) if isinstance(event, StreamRegistered) else None
+        revision = stream.revision if stream else -1
+        actions = self.leases.step(event, now_s)
+        if isinstance(event, StreamRegistered) and event.revision > revision:
+            known = self.leases.streams.get(event.stream)
+            assert known is None or known.window == event.window, "a registration's window counts from then on"
+        return actions
+
     def _check_window(self, lease: Lease) -> None:
         stream = self.leases.streams[lease.stream, lease.incarnation]
         assert len(stream.leased[lease.start, lease.stop]) <= 2
         assert sum(stop - start for start, stop in stream.leased) <= self.window * 12, "more than the window is leased"
         timeline, head_step = stream.timeline, stream.head_step
-        steps = range(head_step, min(head_step + self.window, timeline.num_steps))
+        steps = range(head_step, min(head_step + stream.window, timeline.num_steps))
         in_window = [timeline.batch(step) for step in steps]
         assert any(batch.start <= lease.start and lease.stop <= batch.stop for batch in in_window), "beyond the window"
         if lease.incarnation == self.trainer.incarnation:

@@ -76,7 +76,7 @@ class MemoryStreams:
         self.fingerprints = {"digits": "ff" * 32}
         self.num_evaluations = 0
 
-    def evaluate(self):
+    def evaluate(self, step):
         self.num_evaluations += 1
         yield from batches(1, 6, seed=2)
 

@@ -2,7 +2,7 @@
 
 In:  arguments, a folder to run in.
 Out: exit code and output of real processes; the pids of a run's pool, dispatcher and workers.
-Every wait has a deadline, and a run that outlives its test is killed with all it started.
+Every wait has a deadline. A run that outlives its test is killed, and what it started must then end by itself.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.home import GONE_WITHIN_S
 
 ROOT = Path(__file__).resolve().parent.parent
 DEADLINE_S = 120.0
@@ -55,14 +57,17 @@ class Headrace:
     def __enter__(self) -> Headrace:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        left = descendants(self.process.pid)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Law 9: an AssertionError, unless the test has failed anyway, if what it started outlives a killed command."""
+        started = descendants(self.process.pid)
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        left = outliving(started)
         for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
+        assert kind is not None or not left, f"left {GONE_WITHIN_S:g} s after a SIGKILL: {left}"
 
     @property
     def pid(self) -> int:
@@ -104,6 +109,14 @@ def descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
+
+
+def outliving(started: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still live when all should be gone."""
+    give_up_s = time.monotonic() + GONE_WITHIN_S
+    while (left := [process for process in started if _is_alive(process)]) and time.monotonic() < give_up_s:
+        time.sleep(0.02)
+    return left
 
 
 def dispatchers(pid: int) -> list[psutil.Process]:
@@ -148,6 +161,13 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_service(process: psutil.Process, command: str) -> bool:

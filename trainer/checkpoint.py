@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from pipeline.checkpoint_folder import Damaged, read_state
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig, ModelSection
+from trainer.checkpoint_fit import require_fitting_optimizer, require_fitting_weights
 from trainer.models import Factory, build_model
 from trainer.random_state import put_random_state, take_random_state
 
@@ -33,6 +34,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     section: dict[str, Any]
     input_shape_CHW: tuple[int, int, int]
     num_classes: int
+    factory_sha256: str = ""
+    """Of the source of kind `factory`'s own function; "" for the built-in models."""
 
     def build(self, factory: Factory | None) -> nn.Module:
         """The model with fresh weights; `factory` is the function itself, for kind `factory`."""
@@ -127,13 +130,15 @@ def take_snapshot(
     )
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def restore(folder: Path, model: nn.Module, optimizer: Optimizer, *, made_by: str) -> dict[str, Any]:
     """Model, optimizer and random generators are as they were at the snapshot; the named states are returned.
 
     The optimizer's own settings (weight decay, momentum) stay the job's: only what it has gathered comes back.
+    ConfigError, naming the factory `made_by` ("" for a built-in model), if the model is not one that was saved.
     """
-    model.load_state_dict(torch.load(folder / "model.pt", map_location="cpu", weights_only=True))
+    weights = _load_weights(folder, model, made_by)
     training = torch.load(folder / "train.pt", map_location="cpu", weights_only=True)
+    require_fitting_optimizer(folder / "train.pt", training["optimizer"], weights, model, optimizer, made_by)
     gathered = {**training["optimizer"], "param_groups": optimizer.state_dict()["param_groups"]}
     optimizer.load_state_dict(gathered)
     put_random_state(training["random"])
@@ -147,7 +152,7 @@ def load_model(checkpoint: Path | str, factory: Factory | None = None) -> nn.Mod
     It takes finished images (N,C,H,W), as the job's `eval` stream delivers them, and gives (N, classes) logits; its
     attribute `classes` names them. A model of the user's own factory needs that `factory`: a checkpoint is data, and
     nothing it names is imported. Raises ConfigError if the folder is no checkpoint, or damaged, or the factory is
-    missing.
+    missing or makes another model.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -159,7 +164,7 @@ def load_model(checkpoint: Path | str, factory: Factory | None = None) -> nn.Mod
         made_by = record.section["factory"]
         raise _refusal(checkpoint, "the function that made the model", "none", f"load_model(…, factory={made_by})")
     model = record.build(factory)
-    model.load_state_dict(torch.load(checkpoint / "model.pt", map_location="cpu", weights_only=True))
+    _load_weights(checkpoint, model, record.section.get("factory", ""))
     model.classes = tuple(state["classes"])  # type: ignore[assignment]
     return model.eval()
 
@@ -199,6 +204,14 @@ def differing_environment(state: Mapping[str, Any]) -> list[str]:
     then = {**state.get("environment", {}), "torch threads": state.get("torch_threads")}
     now = {**environment(), "torch threads": torch.get_num_threads()}
     return [f"{name}: then {then.get(name)}, now {value}" for name, value in now.items() if then.get(name) != value]
+
+
+def _load_weights(checkpoint: Path, model: nn.Module, made_by: str) -> dict[str, torch.Tensor]:
+    file = checkpoint / "model.pt"
+    weights: dict[str, torch.Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    require_fitting_weights(file, weights, model, made_by)
+    model.load_state_dict(weights)
+    return weights
 
 
 def _writer(content: Any) -> Callable[[Path], None]:

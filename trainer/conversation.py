@@ -123,6 +123,11 @@ class Conversation:
         self.outbox += [AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=recipe) for recipe in asked]
 
     @property
+    def is_settled(self) -> bool:
+        """True if every wish for another chain has its outcome."""
+        return self._swapping.is_settled
+
+    @property
     def is_window_behind(self) -> bool:
         """True if a quarter of the window is free without the dispatcher's knowledge."""
         return 4 * (self._reassembly.head_step - self._told_head_step) >= self._reassembly.window

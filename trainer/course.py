@@ -33,9 +33,11 @@ class Course:
         free_from_step: int = 0,
         last_change_step: int = 0,
         record: Record = lambda recipe, change: None,
+        is_held: bool = False,
     ) -> None:
         """`window`: batches in flight for a batch size and a spec; `free_from_step`: no change begins below it;
-        `last_change_step`: where the latest change that is on disk begins."""
+        `last_change_step`: where the latest change that is on disk begins; `is_held`: recipes are probed, and may be
+        swapped, but no batch is made yet."""
         self.timeline = timeline
         self.recipes = dict(recipes)
         self.batch_specs = dict(batch_specs or {})
@@ -43,6 +45,7 @@ class Course:
         self.free_from_step = free_from_step
         self.revision = 0
         """Rises with each change of the timeline."""
+        self.is_held = is_held
         self.last_change_step = last_change_step
         """It may not have been reached yet."""
         self._window = window
@@ -77,7 +80,7 @@ class Course:
 
     def window(self, step: int) -> int:
         """Batches in flight from this step on; 0 while a recipe ahead was not probed. ConfigError if none can be."""
-        if self.unprobed(step):
+        if self.is_held or self.unprobed(step):
             return 0
         return min(self._window(entry.batch_size, self.batch_specs[entry.recipe]) for entry in self.ahead(step))
 

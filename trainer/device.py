@@ -8,13 +8,12 @@ Never touches a tensor.
 from __future__ import annotations
 
 import os
-import random
 
-import numpy as np
 import torch
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
+from trainer.random_state import seed_random_state
 
 
 def choose_device(kind: str) -> torch.device:
@@ -38,9 +37,7 @@ def choose_device(kind: str) -> torch.device:
 def prepare_torch(config: JobConfig) -> None:
     """Seeds every global generator, and sets threads and determinism for the whole process; call it before the
     model is built."""
-    torch.manual_seed(config.seed)
-    random.seed(config.seed)  # ... and NumPy's: a user's model may draw from them
-    np.random.seed(config.seed % 2**32)
+    seed_random_state(config.seed)
     if config.torch_threads:
         torch.set_num_threads(config.torch_threads)
     if config.deterministic:

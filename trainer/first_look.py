@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.job_model import InitSection
 from pipeline.resume import Resumption
 from trainer.batch import Batch
 from trainer.health.detectors import HealthConfig
@@ -80,7 +81,7 @@ def prepare(job: Job, model: nn.Module, look: Look, resumed: Resumption | None, 
     if not batches:
         return FirstLook()
     (batch,) = batches
-    scaled = scale(job, model, batch) if is_scaled else ()
+    scaled = scale(config.model.init, model, batch, str(job.path)) if is_scaled else ()
     report = lint_job(job, model, batch, num_classes=num_classes) if is_linted else None
     return FirstLook(lsuv=scaled, lint=report)
 
@@ -95,16 +96,15 @@ def lint_job(job: Job, model: nn.Module, batch: Batch, *, num_classes: int) -> L
     return lint(model, batch.images, batch.labels, config=health, is_built_in=is_built_in)
 
 
-def scale(job: Job, model: nn.Module, batch: Batch) -> tuple[ScaledLayer, ...]:
-    """LSUV on a model that was built with its orthogonal start already; ConfigError, located in the job."""
-    init = job.config.model.init
+def scale(init: InitSection, model: nn.Module, batch: Batch, file: str) -> tuple[ScaledLayer, ...]:
+    """LSUV on a model that was built with its orthogonal start already; ConfigError, located in the job's file."""
     try:
         return scale_to_unit(model, batch.images, tolerance=init.tolerance, max_tries=init.max_tries)
     except ConfigError as error:
         (problem,) = error.problems
         raise ConfigError(
             Problem(
-                file=str(job.path),
+                file=file,
                 line=0,
                 path="model.init",
                 expected=f"for lsuv, {problem.expected}",

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.lease_stream import MAX_READS
 from pipeline.messages import Lease, Lost, OpenStream, StreamSpec
 from pipeline.plan import named_recipes
 from pipeline.recipe import BatchSpec, Recipe
@@ -28,8 +29,6 @@ from trainer.course import Course
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import RawBatch, ReceiverState, empty_batch, split_digests
 from trainer.swapping import Outcome, Swapping, Wish
-
-MAX_READS = 3
 
 Made = tuple[SliceHeader, Sequence[NDArray[np.generic]]]
 
@@ -114,6 +113,14 @@ class InlineReceiver:
     def wish(self, wish: Wish) -> None:
         """Somebody wants another chain, from the next batch on; from any thread."""
         self._wishes.append(wish)
+
+    def wait_for_wishes(self) -> None:
+        """Until every wish has its outcome: they are granted or refused here."""
+        self._fulfil_wishes()
+
+    def release(self) -> None:
+        """Nothing is made before it is asked for, held or not."""
+        self._course.is_held = False
 
     def end(self) -> None:
         """Nothing to close."""

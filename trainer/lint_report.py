@@ -106,6 +106,15 @@ class LintReport:
             return f"lint: fine; {self._profile_text()}"
         names = ", ".join(one.title for one in self.warnings)
         lines = [f"lint: before the first step, {names}; {self._profile_text()}"]
+        lines += self.warning_lines()
+        if self.overrides:
+            hint = "; the same command with --try-fix compares both" if has_try_fix else ""
+            lines.append(f"  as settings: {set_options(self.overrides)}{hint}")
+        return "\n".join(lines)
+
+    def warning_lines(self) -> list[str]:
+        """Three lines a warning: what and where, its evidence, its fix."""
+        lines = []
         for finding in self.warnings:
             numbers = ", ".join(f"{key} {_short(value)}" for key, value in finding.evidence.items())
             where = f" in {_listed(finding.layers)}" if finding.layers else ""
@@ -114,10 +123,7 @@ class LintReport:
                 f"    evidence: {numbers}",
                 f"    fix:      {finding.fix}",
             ]
-        if self.overrides:
-            hint = "; the same command with --try-fix compares both" if has_try_fix else ""
-            lines.append(f"  as settings: {set_options(self.overrides)}{hint}")
-        return "\n".join(lines)
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """JSON without NaN or infinity."""

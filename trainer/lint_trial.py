@@ -103,7 +103,7 @@ def _run(job: Job, batches: Iterable[Batch], spec: BatchSpec, num_classes: int, 
     waiting = iter(batches)
     first = next(waiting)
     if config.model.init.law == "lsuv":
-        scale(job, model, first)
+        scale(config.model.init, model, first, str(job.path))
     report = lint_job(job, model, first, num_classes=num_classes)
     deep: list[DeepStats] = []
     stepper, health = _watched(job, model.train(), num_classes, deep.append)

@@ -20,7 +20,7 @@ from pipeline.job import EvalStream
 from pipeline.recipe import BatchSpec
 from pipeline.resume import Resumption
 from pipeline.run_folder import RunFolder
-from pipeline.user_code import load_attribute
+from pipeline.user_code import load_attribute, load_module, loaded_digest
 from trainer.batch import Batch
 from trainer.checkpoint import (
     Copies,
@@ -85,8 +85,8 @@ class Streams(Protocol):
     def worker_fingerprint(self) -> str:
         """What the workers' libraries make of a fixed image; "" while none has been admitted."""
 
-    def evaluate(self) -> Iterator[Batch]:
-        """One pass over the held-out source; not called without an `eval` section."""
+    def evaluate(self, step: int) -> Iterator[Batch]:
+        """One pass over the held-out source, before the training's `step`; not called without an `eval` section."""
 
     def look(self, num_batches: int) -> Iterator[Batch]:
         """The run's first batches from a stream of their own, which ends with them."""
@@ -175,6 +175,7 @@ class _Training:
             step_settings=self._stepper.describe(),
             source_fingerprints=dict(self._streams.fingerprints),
             classes=self._streams.train.classes,
+            factory_sha256=self._model_record.factory_sha256,
         )
         for action, fields in self._first_look.events():
             self._folder.append_event(action, **fields)
@@ -230,7 +231,7 @@ class _Training:
         """True if it is the best one so far, by `keep_best`."""
         started_s = time.perf_counter()
         with random_state_kept():  # how often a run is judged must not change what it learns
-            evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate()))
+            evaluation = evaluate(self._model, self._stop.while_waiting(self._streams.evaluate(step)))
         self._schedule.observe(evaluation.loss)
         for exporter in self._exporters:
             exporter.evaluated(step, evaluation)
@@ -280,7 +281,8 @@ class _Training:
 
     def _restore(self, resumed: Resumption) -> None:
         assert resumed.checkpoint is not None
-        states = restore(resumed.checkpoint, self._model, self._optimizer)
+        made_by = self._config.model.factory
+        states = restore(resumed.checkpoint, self._model, self._optimizer, made_by=made_by)
         self._record.load_state_dict(states["record"])
         self._schedule.load_state_dict(states["schedule"])
         self._stepper.load_state_dict(states["stepper"])
@@ -321,11 +323,17 @@ def _evaluation_is_due(maybe_eval: EvalStream | None, batch: Batch, record: RunR
 
 def _model_record(job: Job, batches: TrainBatches, resumed: Resumption | None) -> ModelRecord:
     """A run's model is made once, for the run's first batch: with `shape: free` later ones may have another shape."""
+    section = job.config.model
+    factory_sha256 = ""
+    if section.kind == "factory":
+        factory_sha256 = loaded_digest(load_module(section.factory, job.path.absolute().parent))
     if resumed is not None and resumed.checkpoint is not None:
-        return msgspec.convert(resumed.state["model"], ModelRecord)
+        record = msgspec.convert(resumed.state["model"], ModelRecord)
+        return msgspec.structs.replace(record, factory_sha256=factory_sha256)
     height, width, num_channels = batches.spec.fields[0].shape
     return ModelRecord(
-        section=job.config.model.model_dump(mode="json"),
+        section=section.model_dump(mode="json"),
         input_shape_CHW=(num_channels, height, width),
         num_classes=len(batches.classes),
+        factory_sha256=factory_sha256,
     )

@@ -1,7 +1,7 @@
 """Every random generator that a training step may draw from.
 
-In:  nothing, or a state that was taken before.
-Out: the state, as plain values and tensors; or the generators put back to it.
+In:  nothing, a seed, or a state that was taken before.
+Out: the state, as plain values and tensors; or the generators seeded, or put back to it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+
+
+def seed_random_state(seed: int) -> None:
+    """Every generator begins anew; also Python's and NumPy's, for a user's model may draw from them."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def take_random_state() -> dict[str, Any]:

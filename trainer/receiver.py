@@ -163,6 +163,18 @@ class Receiver(threading.Thread):
         self._wishes.append(wish)
         self._waker.wake()
 
+    def wait_for_wishes(self) -> None:
+        """Until every wish has its outcome."""
+        with self._waiting():
+            while self._wishes or not self._conversation.is_settled:
+                self._raise_error()
+                self._wait()
+
+    def release(self) -> None:
+        """Batches are made from now on."""
+        self._course.is_held = False
+        self._waker.wake()
+
     def end(self) -> None:
         """Say goodbye and close the sockets."""
         self._ending = True
@@ -225,7 +237,8 @@ class Receiver(threading.Thread):
             has_news = self._placing.receive(self._pull) or self._waker.read_fd in ready
             is_urgent = False
             while self._wishes:
-                self._conversation.wish(self._wishes.popleft())
+                self._conversation.wish(self._wishes[0])
+                self._wishes.popleft()  # last: it has to be among the wishes here or there
             while (frame := self._dealer.receive()) is not None:
                 self.state.last_heard_s = time.monotonic()
                 is_urgent = self._conversation.hear(frame) or is_urgent
@@ -245,6 +258,8 @@ class Receiver(threading.Thread):
     def _tell_outcome(self, wish: Wish, outcome: Outcome) -> None:
         self._conversation.outcome(wish, outcome)
         self._on_outcome(wish, outcome)
+        with self._changed:
+            self._changed.notify_all()
 
     def _maybe_report(self) -> StreamReport | None:
         now_s, state = time.monotonic(), self.state

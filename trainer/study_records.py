@@ -74,8 +74,3 @@ def finite(value: float) -> float | None:
 
 def to_line(record: RunRecord) -> bytes:
     return msgspec.json.encode(record)
-
-
-def from_line(line: bytes | str) -> RunRecord:
-    """`from_line(to_line(record)) == record`."""
-    return msgspec.json.decode(line, type=RunRecord)

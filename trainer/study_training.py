@@ -3,6 +3,7 @@
 In:  the job of its cell, batches, the images that it is judged on.
 Out: a `RunRecord`.
 A run that blows up is a result: nothing it computes raises, and it ends after a few steps without a finite gradient.
+Each run has random generators of its own, so what a model draws (dropout) is what it would draw alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pipeline.study import Cell
 from pipeline.study_formula import formula_value
 from trainer.batch import Batch
 from trainer.evaluation import evaluate
+from trainer.first_look import scale
 from trainer.health.detectors import HealthConfig
 from trainer.health.measure import DeepProbe
 from trainer.health.monitor import GradientHealth
@@ -30,6 +32,7 @@ from trainer.health.rules_depth import backward_profile, profile
 from trainer.init_layers import weighted_layers
 from trainer.models import Factory, build_model
 from trainer.optimizers import build_optimizer
+from trainer.random_state import put_random_state, random_state_kept, seed_random_state, take_random_state
 from trainer.schedules import Schedule
 from trainer.step import Measured, Stepper, StepResult
 from trainer.study_records import Depth, Judged, RunRecord, finite
@@ -82,14 +85,17 @@ class StudyRun:
         *,
         weights_std: str = "",
         factory: Factory | None = None,
+        file: str = "the job",
     ) -> None:
-        """`factory`: what `config.model.factory` names, for kind `factory`."""
-        self._config, self._cell, self._plan, self._images = config, cell, plan, images
+        """`factory`: what `config.model.factory` names, for kind `factory`; `file`: the job's, for errors."""
+        self._config, self._cell, self._plan, self._images, self._file = config, cell, plan, images, file
         shape = images.train[0].images.shape[1:]
-        torch.manual_seed(config.seed)
+        seed_random_state(config.seed)
         self._model = build_model(config.model, (shape[0], shape[1], shape[2]), images.num_classes, factory)
         if weights_std:
             draw_by_formula(self._model, weights_std)
+        self._is_scaled = config.model.init.law == "lsuv" and not weights_std
+        self._random = take_random_state()
         self._model.to(images.train[0].images.device)
         self._optimizer = build_optimizer(config.optimizer, self._model)
         self._watcher = _Watcher(self._model, self._optimizer, plan.measured_steps, images.num_classes)
@@ -104,7 +110,6 @@ class StudyRun:
         self._schedule = Schedule(config.schedule, config.optimizer.lr, plan.num_steps)
         self._counts = _Counts()
         self._judged: list[Judged] = []
-        self._judge()
 
     @property
     def is_over(self) -> bool:
@@ -114,10 +119,25 @@ class StudyRun:
         return is_given_up or len(counts.losses) >= self._plan.num_steps
 
     def step(self, batch: Batch) -> None:
-        """One training step on the batch; nothing once the run is over."""
+        """One training step on the batch; nothing once the run is over. ConfigError if LSUV can't work with the first
+        batch."""
         if self.is_over:
             return
         start_s = process_time()
+        put_random_state(self._random)
+        if not self._judged:
+            self._begin(batch)
+        self._step(batch)
+        self._random = take_random_state()
+        self._counts.cpu_s += process_time() - start_s
+
+    def _begin(self, batch: Batch) -> None:
+        """What needs a batch before the first step."""
+        if self._is_scaled:
+            scale(self._config.model.init, self._model, batch, self._file)
+        self._judge()
+
+    def _step(self, batch: Batch) -> None:
         counts = self._counts
         result = self._stepper.step(batch, lr=self._schedule.lr(len(counts.losses)))
         counts.losses.append(result.loss)
@@ -133,7 +153,6 @@ class StudyRun:
         num_steps, every = len(counts.losses), self._plan.evaluate_every
         if self.is_over or (every and num_steps % every == 0):
             self._judge()
-        counts.cpu_s += process_time() - start_s
 
     def record(self) -> RunRecord:
         """What came of the run so far."""
@@ -161,8 +180,9 @@ class StudyRun:
         )
 
     def _judge(self) -> None:
-        train = evaluate(self._model, self._images.train)
-        held_out = evaluate(self._model, self._images.held_out)
+        with random_state_kept():  # how often a run is judged must not change what it learns
+            train = evaluate(self._model, self._images.train)
+            held_out = evaluate(self._model, self._images.held_out)
         judged = Judged(
             step=len(self._counts.losses),
             train_loss=finite(train.loss),

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from pipeline.errors import Problem, RunFailed
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.swaps import previous_recipe, swap_by_command, swap_by_edit
@@ -32,12 +34,14 @@ class Wish:
     """The boundary; None: as soon as possible."""
     edited: str = ""
     """The chain file whose edit this is, "" for a command."""
+    was_down: bool = False
+    """The edit was made while the run was down."""
 
     @property
     def why(self) -> str:
         """For the timeline."""
         if self.edited:
-            return f"edit of {self.edited}"
+            return f"edit of {self.edited}{' while the run was down' if self.was_down else ''}"
         return "headrace swap" if self.recipe is not None else "headrace swap --to previous"
 
 
@@ -80,6 +84,11 @@ class Swapping:
     def probing(self) -> Recipe | None:
         """The recipe that waits for its probe."""
         return self._probing.recipe if self._probing else None
+
+    @property
+    def is_settled(self) -> bool:
+        """True if every wish has its outcome; may be asked from any thread."""
+        return self._probing is None and not self._waiting
 
     def outcome(self, operation: str) -> Outcome | None:
         """What became of an operation, if that is known and not long ago."""
@@ -132,8 +141,8 @@ class Swapping:
             if self._change(probing, step) is None:
                 self._end(wish, self._no_change(probing, step))
                 continue
+            self._probing = probing  # first, so that it never looks as if all were settled
             self._waiting.remove(wish)
-            self._probing = probing
 
     def _swap(self, probing: _Probing, spec: BatchSpec, earliest: int, hint: int) -> Outcome:
         course, recipe = self._course, probing.recipe
@@ -176,8 +185,13 @@ class Swapping:
         return Outcome(done=True, text=text)
 
     def _change(self, probing: _Probing, step: int) -> TimelineChange | None:
-        make = swap_by_edit if probing.wish.edited else swap_by_command
-        return make(self._course.timeline, step, probing.recipe.digest, probing.file, probing.wish.why)
+        wish, file, digest = probing.wish, probing.file, probing.recipe.digest
+        make = swap_by_edit if wish.edited else swap_by_command
+        change = make(self._course.timeline, step, digest, file, wish.why)
+        # Who swaps to a file has read it: what it held then is no edit when the run is resumed, also where the swap
+        # was taken back since. `--to previous` reads none.
+        is_read = file and wish.recipe is not None
+        return msgspec.structs.replace(change, files={file: digest}) if change and is_read else change
 
     def _earliest(self, first_step: int, wish: Wish) -> int:
         """No boundary lies below what has arrived, or was ever delivered in this run."""

@@ -30,7 +30,7 @@ from pipeline.stop_signals import StopSignals
 from pipeline.transport import Poller
 from workers.environment import worker_environment
 from workers.fork_server import kill_fork_server, preload
-from workers.pool_member import Member, start_member
+from workers.pool_member import OPEN_S, Member, start_member
 from workers.pool_voice import Voice
 from workers.worker_config import WorkerConfig
 
@@ -104,6 +104,8 @@ class Pool:
     backoff_s: float = 0.0
     start_after_s: float = 0.0
     last_look_s: float = math.inf
+    open_s: float = OPEN_S
+    """Twice as long after each worker that was killed for it, so that what is slow and not hung is done in the end."""
     started_ns: int = field(default_factory=time.time_ns)
 
     def __post_init__(self) -> None:
@@ -121,7 +123,7 @@ class Pool:
             elif now_s > member.leave_by_s:
                 member.process.kill()
             else:
-                member.kill_if_hung(now_s, self.config.hang_s)
+                member.kill_if_hung(now_s, self.config.hang_s, self.open_s)
         staying = [member for member in self.members.values() if not member.is_leaving]
         for member in staying[self.size :]:  # the youngest: they have the least in memory
             log.info("action=ask_to_leave worker=%s", member.config.name)
@@ -210,7 +212,9 @@ class Pool:
 
     def _bury(self, name: str, member: Member, now_s: float) -> None:
         last = member.progress.read()
-        cause = member.cause(self.config.hang_s)
+        cause = member.cause()
+        if member.is_opening:
+            self.open_s = max(self.open_s, 2 * member.hung_s)
         self.voice.say(
             WorkerDied(
                 worker=name,
@@ -220,6 +224,7 @@ class Pool:
                 stream=last.stream,
                 incarnation=last.incarnation,
                 position=last.position,
+                probed=last.probed,
             )
         )
         level = logging.INFO if member.left_in_peace else logging.WARNING

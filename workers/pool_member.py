@@ -17,8 +17,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from pipeline.errors import EXIT_USER_INPUT
+from pipeline.lease_events import BUILDING, IDLE, OPENING
+from pipeline.probes import PROBE_S, PROBE_SAMPLE_S
 from pipeline.process_state import signal_name
-from workers.progress import IDLE, ProgressSlot
+from workers.progress import Progress, ProgressSlot
 from workers.worker_config import REFUSAL, WorkerConfig
 from workers.worker_process import run_worker
 
@@ -27,8 +29,13 @@ OUTSIDE_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FORK_SERVER_LOST = 255
 """What multiprocessing reports for a worker whose fork server was killed, and it with it."""
 MAX_TRACE_FRAMES = 3
-_MAKER = os.path.join("workers", "produce.py")
-"""The file all samples are made in, as it ends in a traceback's frames."""
+OPEN_S = 1800.0
+"""Seconds in which a source must be open, or its worker is killed: `hang_s` would be too little for a first index. A
+million files at 1 ms each, over a network, take 17 minutes; killed in the middle, the next worker begins anew, so the
+pool doubles this with each kill. Chosen, not measured."""
+_MAKERS = (os.path.join("workers", "produce.py"), os.path.join("workers", "streams.py"))
+"""The files that samples are made in, and chains and sources called from, as they end in a traceback's frames."""
+_HUNG = {BUILDING: "no progress in building its chain", OPENING: "no progress in opening its source"}
 
 forkserver = multiprocessing.get_context("forkserver")
 
@@ -42,7 +49,8 @@ class Member:
     progress: ProgressSlot
     counter: int = -1
     counter_since_s: float = 0.0
-    hung: bool = False
+    hung_s: float = 0.0
+    """How long it made no progress when it was killed for that; 0 if it was not."""
     leave_by_s: float = math.inf
     """When a member that was asked to leave is killed; infinite for one that stays."""
 
@@ -58,22 +66,28 @@ class Member:
 
     @property
     def ended_by_itself(self) -> bool:
-        """A crash or a hang, and no signal from outside."""
+        """A crash or a hang, and no signal from outside; who opens a source for too long may only have been slow."""
         outside = (0, FORK_SERVER_LOST, *(-number for number in OUTSIDE_SIGNALS))
-        return self.hung or self.process.exitcode not in outside
+        return (self.hung_s > 0 and not self.is_opening) or self.process.exitcode not in outside
+
+    @property
+    def is_opening(self) -> bool:
+        """Opening a source is what it does, or did last."""
+        return self.progress.read().position == OPENING
 
     def leave(self, by_s: float) -> None:
         """Ask it to finish what it has in hand and end."""
         self.leave_by_s = by_s
         self.process.terminate()
 
-    def kill_if_hung(self, now_s: float, hang_s: float) -> None:
-        """Kill it, with its Python frames written, if its counter has stood still on a sample for too long."""
+    def kill_if_hung(self, now_s: float, hang_s: float, open_s: float) -> None:
+        """Kill it, with its Python frames written, if its counter has stood still on one piece of work for too long."""
         last = self.progress.read()
+        limit_s = _limit_s(last, hang_s, open_s)
         if last.counter != self.counter or last.position == IDLE:
             self.counter, self.counter_since_s = last.counter, now_s
-        elif now_s - self.counter_since_s > hang_s and not self.hung:
-            self.hung = True
+        elif now_s - self.counter_since_s > limit_s and not self.hung_s:
+            self.hung_s = limit_s
             pid = self.process.pid
             assert pid is not None
             with contextlib.suppress(ProcessLookupError):  # it may just have died
@@ -81,13 +95,13 @@ class Member:
                 time.sleep(0.1)
             self.process.kill()
 
-    def cause(self, hang_s: float) -> str:
+    def cause(self) -> str:
         """Why it ended, with the innermost frames if it left any."""
         exitcode = self.process.exitcode
         if refusal := self.refusal():
             return refusal
-        if self.hung:
-            what = f"hung: no progress for {hang_s:g} s"
+        if self.hung_s:
+            what = f"hung: {_HUNG.get(self.progress.read().position, 'no progress')} for {self.hung_s:g} s"
         elif self.left_in_peace:
             what = "left in peace"
         elif exitcode == FORK_SERVER_LOST:
@@ -134,6 +148,15 @@ def remove_files(config: WorkerConfig) -> None:
         path.unlink(missing_ok=True)
 
 
+def _limit_s(last: Progress, hang_s: float, open_s: float) -> float:
+    """How long its counter may stand still; a probe has less time, since everybody waits for it."""
+    if last.position == OPENING:
+        return max(hang_s, open_s)
+    if not last.probed:
+        return hang_s
+    return min(hang_s, PROBE_S if last.position == BUILDING else PROBE_SAMPLE_S)
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(errors="replace")
@@ -149,8 +172,12 @@ def _trace_frames(path: Path) -> str:
             blocks.append([])
         elif blocks and line.startswith("  File "):
             blocks[-1].append(line.strip().removeprefix("File "))
-    # The control thread never makes samples; the thread that does has `produce.py` among its frames.
-    making = next((block for block in blocks if any(_MAKER in frame for frame in block)), [])
+    # The control thread never makes samples; the thread that does has one of `_MAKERS` among its frames.
+    making = next((block for block in blocks if any(map(_is_maker, block))), [])
     # What was called from there tells the user more than how we got there; with nothing called, that place itself.
-    called = making[: next((at for at, frame in enumerate(making) if _MAKER in frame), 0)]
+    called = making[: next((at for at, frame in enumerate(making) if _is_maker(frame)), 0)]
     return " < ".join(frame.replace('"', "") for frame in (called or making)[:MAX_TRACE_FRAMES])
+
+
+def _is_maker(frame: str) -> bool:
+    return any(maker in frame for maker in _MAKERS)

@@ -20,6 +20,7 @@ from pipeline.digests import sample_digest
 from pipeline.errors import HeadraceError, SampleError
 from pipeline.messages import Lease, StreamSpec
 from pipeline.order import Order, SampleKey
+from pipeline.probes import PROBE_S
 from pipeline.recipe import BatchSpec, Decode, FieldSpec
 from pipeline.slice_header import QUARANTINED, BadSample, SliceHeader
 from pipeline.sources.protocol import Source
@@ -31,6 +32,9 @@ MAX_ATTEMPTS = 50
 """Substitutes tried for one position. With 1 % of bad samples, 50 in a row happen once in 10^100 positions."""
 NUM_PROBED = 8
 """Samples a probe makes; spread over an epoch, since neighbours in a source tend to be alike."""
+PROBE_ENOUGH_S = PROBE_S / 3
+"""After so long a probe begins no further sample but a second one, without which no two could disagree: what is slow
+may be meant so, and is not refused for it."""
 
 LABEL = FieldSpec(name="label", dtype="int64", shape=())
 
@@ -72,8 +76,6 @@ class Producer:
         """The slice of `lease`: header, images (N,H,W,C) and labels (N,)."""
         started_s = time.perf_counter()
         self._read_s = 0.0
-        if self._progress:
-            self._progress.begin_slice(lease.stream, lease.incarnation)
         image_spec = batch_spec.fields[0]
         num_samples = lease.stop - lease.start
         images_NHWC = np.empty((num_samples, *image_spec.shape), dtype=image_spec.dtype)
@@ -109,22 +111,23 @@ class Producer:
         )
         return header, [images_NHWC, labels_N]
 
-    def probe(
-        self, stream: tuple[str, int], chain: CompiledChain, settings: Decode, skip: Container[int] = ()
-    ) -> BatchSpec:
+    def probe(self, chain: CompiledChain, settings: Decode, skip: Container[int] = ()) -> BatchSpec:
         """What this chain delivers, tried on samples spread over an epoch; StreamIsBroken if they disagree.
 
         `skip`: positions that are known to kill workers.
         """
-        if self._progress:
-            self._progress.begin_slice(*stream)
+        started_s = time.perf_counter()
         first: tuple[Made, str] | None = None
         failures = []
+        num_tried = 0
         num_probed = min(NUM_PROBED, self.spec.num_samples)
         for number in range(num_probed):
             position = number * self.spec.num_samples // num_probed
             if position in skip:
                 continue
+            if num_tried >= 2 and time.perf_counter() - started_s >= PROBE_ENOUGH_S:
+                break
+            num_tried += 1
             (key,) = self._order.keys(position, position + 1)
             if self._progress:
                 self._progress.begin_sample(position)

@@ -12,12 +12,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.lease_events import IDLE
+
 _COUNTS = struct.Struct("=qqq")  # counter, position, delivered slices
-_STREAM = struct.Struct("=qH")  # incarnation, length of the stream's name
+_STREAM = struct.Struct("=q16sH")  # incarnation, recipe under probe, length of the stream's name
 _STREAM_OFFSET = 64
 _NAME_OFFSET = _STREAM_OFFSET + _STREAM.size
 _SIZE = 512
-IDLE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +26,14 @@ class Progress:
     """A worker's last signs of life."""
 
     counter: int
-    """Rises with every sample begun, from 1 on when the worker can begin."""
+    """Rises with all that is begun, from 1 on when the worker can begin."""
     position: int
-    """The sample in work; IDLE between leases."""
+    """The sample in work; BUILDING or OPENING before the first one, IDLE between leases."""
     num_delivered: int
     stream: str
     incarnation: int
+    probed: str = ""
+    """The recipe, while it is only tried."""
 
     @property
     def has_begun(self) -> bool:
@@ -52,14 +55,14 @@ class ProgressSlot:
         """The worker holds no sample yet."""
         _COUNTS.pack_into(self._memory, 0, 0, IDLE, 0)
 
-    def begin_slice(self, stream: str, incarnation: int) -> None:
-        """Samples from now on belong to this stream."""
+    def begin_slice(self, stream: str, incarnation: int, probed: str = "") -> None:
+        """What is begun from now on belongs to this stream; `probed`: and to the probe of this recipe."""
         name = stream.encode()[: _SIZE - _NAME_OFFSET]
-        _STREAM.pack_into(self._memory, _STREAM_OFFSET, incarnation, len(name))
+        _STREAM.pack_into(self._memory, _STREAM_OFFSET, incarnation, probed.encode(), len(name))
         self._memory[_NAME_OFFSET : _NAME_OFFSET + len(name)] = name
 
     def begin_sample(self, position: int) -> None:
-        """This sample is in work."""
+        """This sample is in work; or BUILDING, or OPENING."""
         self._counter += 1
         _COUNTS.pack_into(self._memory, 0, self._counter, position, self._num_delivered)
 
@@ -72,10 +75,15 @@ class ProgressSlot:
     def read(self) -> Progress:
         """What the worker wrote last."""
         counter, position, num_delivered = _COUNTS.unpack_from(self._memory, 0)
-        incarnation, length = _STREAM.unpack_from(self._memory, _STREAM_OFFSET)
+        incarnation, probed, length = _STREAM.unpack_from(self._memory, _STREAM_OFFSET)
         stream = self._memory[_NAME_OFFSET : _NAME_OFFSET + length].decode(errors="replace")
         return Progress(
-            counter=counter, position=position, num_delivered=num_delivered, stream=stream, incarnation=incarnation
+            counter=counter,
+            position=position,
+            num_delivered=num_delivered,
+            stream=stream,
+            incarnation=incarnation,
+            probed=probed.rstrip(b"\0").decode(errors="replace"),
         )
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import SourceConfig
+from pipeline.lease_events import BUILDING, OPENING
 from pipeline.message import Location
 from pipeline.messages import Lease, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Decode, Recipe
@@ -61,18 +62,17 @@ class OpenStreams:
         stream = (message.stream, message.incarnation)
         self._streams[stream] = message
         self._recipes[stream] = {recipe.digest: recipe for recipe in message.spec.recipes}
+        self._forget_chains()  # a job of days is swapped hundreds of times
 
     def close(self, stream: StreamId) -> None:
         """Forget a stream, and what no other open stream needs."""
         self._streams.pop(stream, None)
         self._recipes.pop(stream, None)
         self._producers.pop(stream, None)
-        self._probed = {key: spec for key, spec in self._probed.items() if key[0] != stream}
         specs = [message.spec for message in self._streams.values()]
         needed = {(spec.source, spec.source_fingerprint) for spec in specs}
         self._sources = {key: source for key, source in self._sources.items() if key in needed}
-        recipes = {digest for recipes in self._recipes.values() for digest in recipes}
-        self._chains = {digest: chain for digest, chain in self._chains.items() if digest in recipes}
+        self._forget_chains()
 
     def is_open(self, stream: StreamId, recipe: str) -> bool:
         """False for a stream that was closed, or whose OpenStream, or the one that names the recipe, never came."""
@@ -91,6 +91,8 @@ class OpenStreams:
         """The slice of a lease; ReadFailed if this worker can't read or allocate what it takes, now."""
         stream = (lease.stream, lease.incarnation)
         spec = self._streams[stream].batch_specs[lease.recipe]
+        if self._progress:
+            self._progress.begin_slice(*stream)
         try:
             return self._producer(stream).make(lease, *self._chain(stream, lease.recipe), spec)
         except (OSError, MemoryError) as error:
@@ -100,8 +102,10 @@ class OpenStreams:
         """What the recipe delivers, or why it is refused; a probe that is repeated is answered from memory."""
         if (known := self._probed.get((stream, digest))) is not None:
             return known
+        if self._progress:
+            self._progress.begin_slice(*stream, probed=digest)
         try:
-            spec = self._producer(stream).probe(stream, *self._chain(stream, digest), skip)
+            spec = self._producer(stream).probe(*self._chain(stream, digest), skip)
             self._probed[stream, digest] = spec
             return spec
         except CannotServe:
@@ -114,11 +118,23 @@ class OpenStreams:
             problem = Problem(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=str(error))
             return (Location.of(problem),)
 
+    def _forget_chains(self) -> None:
+        """What no lease or probe will name any more, as far as OpenStream messages tell."""
+        needed = {digest for recipes in self._recipes.values() for digest in recipes}
+        self._chains = {digest: chain for digest, chain in self._chains.items() if digest in needed}
+        self._probed = {key: spec for key, spec in self._probed.items() if self.is_open(*key)}
+
     def _chain(self, stream: StreamId, digest: str) -> tuple[CompiledChain, Decode]:
         recipe = self._recipes[stream][digest]
         if digest not in self._chains:
+            self._begin(BUILDING)
             self._chains[digest] = compile_chain(recipe, self._plugins)
         return self._chains[digest], recipe.decode
+
+    def _begin(self, what: int) -> None:
+        """A hang is one also before the first sample, so the pool has to see it (`workers/pool_member.py`)."""
+        if self._progress:
+            self._progress.begin_sample(what)
 
     def _producer(self, stream: StreamId) -> Producer:
         if stream not in self._producers:
@@ -135,6 +151,7 @@ class OpenStreams:
             expected = f"one of {', '.join(self._source_configs) or 'no sources'}"
             way_out = f"start the workers with --source {spec.source}=DIR"
             raise _unserved(spec.source, expected, spec.source, way_out)
+        self._begin(OPENING)
         try:
             source = open_source(self._source_configs[spec.source], spec.source_fingerprint)
         except ConfigError as error:

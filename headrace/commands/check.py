@@ -1,13 +1,15 @@
 """`headrace check FILE...`: is it right, and if not, everything that is wrong with it.
 
-In:  job and chain files, plug-in modules for the chain files.
-Out: `ok FILE (job|chain, digest)` a good file on stdout, every problem of the others on stderr; exit 2 if any.
+In:  job, study and chain files, plug-in modules for the chain files.
+Out: `ok FILE (job|chain, digest)` or `ok FILE (study, runs)` a good file on stdout, every problem of the others on
+     stderr; exit 2 if any.
 Opens the job's sources (which indexes them, as the job would), but decodes no image: what a chain makes of them is
-probed when the job starts.
+probed when the job starts. A study's base job is looked at likewise, and so is each setting that changes its batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated
@@ -20,17 +22,18 @@ from pipeline.errors import EXIT_USER_INPUT, ConfigError
 from pipeline.plan import open_job_source, require_equal_classes
 from pipeline.recipe import Recipe
 from pipeline.sources import Source
+from pipeline.study_file import is_study_file, load_study
 from pipeline.user_code import load_module, plugin_name, source_digest
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(help="Job and chain files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="Job, study and chain files.", show_default=False)],
     plugins: Annotated[
         list[str] | None,
         typer.Option(help="Module (or file.py) with your own transforms, for chain files; a job names its own."),
     ] = None,
 ) -> None:
-    """Validates job and chain files and prints every error, with file:line."""
+    """Validates job, study and chain files and prints every error, with file:line."""
     is_any_wrong = False
     for file in files:
         try:
@@ -44,17 +47,33 @@ def check(
 
 def _check_one(file: Path, plugins: list[str]) -> str:
     """What the file is, with its recipes' digests; a ConfigError with every problem if it is wrong."""
+    if is_study_file(file):
+        return _check_study(file)
+    return _check_job(file) if is_job_file(file) else _check_chain(file, plugins)
+
+
+def _check_chain(file: Path, plugins: list[str]) -> str:
     # Here and not at the top: importing albumentations takes a second that `headrace --help` should not wait for.
     from workers.chain import compile_chain
 
-    if not is_job_file(file):
-        folder = Path.cwd()
-        chain = load_chain(file)
-        digests = {plugin_name(name): source_digest(name, folder) for name in plugins}
-        recipe = Recipe(chain=chain, plugins=digests)
-        compile_chain(recipe, _load_plugins(plugins, folder))
-        return f"chain, recipe {recipe.digest}"
-    examined = examine_job(file)
+    folder = Path.cwd()
+    chain = load_chain(file)
+    digests = {plugin_name(name): source_digest(name, folder) for name in plugins}
+    recipe = Recipe(chain=chain, plugins=digests)
+    compile_chain(recipe, _load_plugins(plugins, folder))
+    return f"chain, recipe {recipe.digest}"
+
+
+def _check_study(file: Path) -> str:
+    config = load_study(file, check_stream=_check_job).config
+    num_runs = config.num_cells * len(config.seeds)
+    return f"study, {num_runs} runs of {config.num_cells} cells, {len(config.claims)} claims"
+
+
+def _check_job(file: Path, overrides: Sequence[str] = ()) -> str:
+    from workers.chain import compile_chain
+
+    examined = examine_job(file, overrides)
     problems = list(examined.problems)
     try:
         modules = _load_plugins(examined.recipes.plugins, file.resolve().parent)

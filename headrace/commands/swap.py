@@ -6,7 +6,6 @@ Out: the boundary that the trainer chose; a bad chain is refused with its file a
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -48,10 +47,11 @@ def swap(
 
 
 def _load(path: Path) -> Chain:
-    """The chain, with its file's whole path: the job may run in another folder."""
+    """The chain, with its file named as the job names it: in another folder that runs, and edits of the file count."""
     from pipeline.config import load_chain
+    from pipeline.config_paths import chain_path
 
-    return msgspec.structs.replace(load_chain(path), file=os.path.abspath(path))
+    return msgspec.structs.replace(load_chain(path), file=chain_path(str(path), Path.cwd()))
 
 
 def _as_named(error: ConfigError, wanted: Chain | None, path: Path | None) -> ConfigError:

@@ -27,7 +27,8 @@ from headrace.try_fix import DEFAULT_STEPS, require_try_alone
 from headrace.try_fix import try_fix as try_fix_
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
-from pipeline.job import initial_workers
+from pipeline.job import JobConfig, initial_workers
+from pipeline.run_history import kept_chain
 from trainer.stopping import StopNow, StopRequest
 
 if TYPE_CHECKING:
@@ -69,14 +70,19 @@ def train(
     """Train a job's model on augmented batches, and save it."""
     _require_torch()
     overrides = [*(set_ or []), *_workers_override(workers)]
-    saving = {"--run-dir": run_dir is not None, "--resume": resume, "--timeline": timeline is not None}
+    saving = {"--run-dir": run_dir, "--resume": resume, "--from": from_step is not None, "--branch": branch}
+    saving |= {"--accept-changes": accept_changes, "--timeline": timeline}
     require_try_alone(try_fix, needing={"--try-steps": try_steps is not None}, without=saving)
     if try_fix:
         try_fix_(job, overrides, num_steps=try_steps or DEFAULT_STEPS, connect=connect, console=Console())
         return
     _require_sense(resume, from_step, branch=branch, accept_changes=accept_changes, timeline=timeline)
-    loaded = load_job(job, overrides)
-    path = run_dir or Path("runs") / loaded.config.name
+
+    def folder_of(config: JobConfig) -> Path:
+        return run_dir or Path("runs") / config.name
+
+    loaded = load_job(job, overrides, (lambda config, file: kept_chain(folder_of(config), file)) if resume else None)
+    path = folder_of(loaded.config)
     console, stop = Console(), StopRequest()
     with stopping_on_signals(stop, loaded.config.checkpoint.grace_s) as signals:
         if resume:
@@ -84,7 +90,7 @@ def train(
         else:
             begun = begin_with_timeline(loaded, path, timeline) if timeline else begin_new(loaded, path)
         go_on = shlex.join(["headrace", "train", str(job), "--run-dir", str(path), "--resume", *_again(set_, connect)])
-        summary = _train_in_folder(loaded, begun, connect, stop, signals, go_on, console)
+        summary = _train_in_folder(begun.job, begun, connect, stop, signals, go_on, console)
     if summary is None:
         return
     if summary.stopped_by:

@@ -1,16 +1,29 @@
-"""Small sources for jobs: arrays, and a folder of JPEGs."""
+"""Small sources for jobs: arrays, and a folder of JPEGs; a home for what a test starts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.home import Home
 from tests.images import encoded
 
 NUM_ARRAYS = 100
 NUM_PHOTOS = 40
+
+
+@pytest.fixture
+def empty_home() -> Iterator[Home]:
+    """Where everything that a test starts belongs; the test fails unless nothing of it is left in the end."""
+    home = Home()
+    try:
+        yield home
+        home.assert_empty_soon()
+    finally:
+        home.remove()
 
 
 @pytest.fixture

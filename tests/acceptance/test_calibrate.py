@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.home import Home
-from tests.processes import ROOT, Headrace, descendants, run_headrace
+from tests.processes import ROOT, Headrace, descendants
 
 JOB = ROOT / "configs" / "jobs" / "calibrate.yaml"
 
@@ -42,19 +42,11 @@ def test_no_healthy_training_alarms_and_every_fault_is_named_and_cleared(home: H
 
 
 def test_a_calibration_that_is_stopped_leaves_nothing(home: Home, tmp_path: Path) -> None:
-    """Its trainings are processes, and their streams have services: none of them outlives the command."""
-    with Headrace("calibrate", JOB, folder=tmp_path, environment=home.environment) as command:
-        command.wait_until(lambda: len(descendants(command.pid)) > 2, "trainings and a stream's services")
+    """A training is a process, and its stream has services: none of them outlives the command, and none is begun."""
+    with Headrace("calibrate", JOB, "--processes", "1", folder=tmp_path, environment=home.environment) as command:
+        command.wait_until(lambda: len(descendants(command.pid)) > 2, "a training and its stream's services")
         os.kill(command.pid, signal.SIGTERM)
         finished = command.finish()
 
     assert finished.code == 130
     home.assert_empty_soon()
-
-
-def test_a_job_that_is_not_there_is_told_at_once(home: Home, tmp_path: Path) -> None:
-    """Before anything is trained: `headrace calibrate` alone looks for the job where the repository has it."""
-    finished = run_headrace("calibrate", folder=tmp_path, environment=home.environment)
-
-    assert finished.code == 2
-    assert "configs/jobs/calibrate.yaml" in finished.err

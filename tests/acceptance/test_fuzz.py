@@ -23,6 +23,7 @@ from pipeline.service_messages import AskScale, AskSwap, PoolBeat
 from pipeline.slice_header import SliceHeader
 from pipeline.wire import encode_message, encode_slice
 from tests.acceptance.test_kills import SLEEP_S, outcome, slow_job
+from tests.home import Home
 from tests.processes import Headrace, lines_of, run_headrace
 from trainer.inline import InlineReceiver
 from trainer.placing import MAX_WRONG_DIGESTS
@@ -192,9 +193,9 @@ def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
     return num_sent
 
 
-def check_fuzz_changes_nothing(folder: Path, arrays: Path, seconds: float) -> None:
+def check_fuzz_changes_nothing(folder: Path, arrays: Path, home: Home, seconds: float) -> None:
     job = slow_job(folder, arrays, num_epochs=int(20 + seconds * 12))
-    environment = {"TEST_SLEEP_S": str(SLEEP_S)}
+    environment = {**home.environment, "TEST_SLEEP_S": str(SLEEP_S)}
     run_dir = folder / "fuzzed"
     with Headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=folder, environment=environment) as run:
         run.wait_until(lambda: bool(lines_of(run_dir / "metrics.jsonl")), "the first step")
@@ -204,19 +205,21 @@ def check_fuzz_changes_nothing(folder: Path, arrays: Path, seconds: float) -> No
             num_sent = fuzz(run_dir, seconds, seed=1, make=receiver._made)
         ended = run.finish()
     assert ended.code == 0, ended.err
+    home.assert_empty_soon()
     print(f"{num_sent} frames of rubbish")
     assert unreached(run_dir) == []
-    calm = run_headrace("train", job, "--workers", "1", "--run-dir", folder / "calm", folder=folder)
+    command = ("train", job, "--workers", "1", "--run-dir", folder / "calm")
+    calm = run_headrace(*command, folder=folder, environment=home.environment)
     assert calm.code == 0, calm.err
     assert outcome(run_dir) == outcome(folder / "calm")
 
 
-def test_rubbish_on_the_sockets_changes_no_batch(tmp_path, arrays):
+def test_rubbish_on_the_sockets_changes_no_batch_and_leaves_nothing(tmp_path, arrays, empty_home):
     """Law 8's other half: what a peer sends is parsed or refused."""
-    check_fuzz_changes_nothing(tmp_path, arrays, seconds=3)
+    check_fuzz_changes_nothing(tmp_path, arrays, empty_home, seconds=3)
 
 
 @pytest.mark.long
-def test_much_rubbish_on_the_sockets_changes_no_batch(tmp_path, arrays):
+def test_much_rubbish_on_the_sockets_changes_no_batch_and_leaves_nothing(tmp_path, arrays, empty_home):
     """The same for longer."""
-    check_fuzz_changes_nothing(tmp_path, arrays, seconds=30)
+    check_fuzz_changes_nothing(tmp_path, arrays, empty_home, seconds=30)

@@ -17,6 +17,7 @@ from pipeline.operator import Operator, new_operation
 from pipeline.run_lock import live_run
 from pipeline.service_messages import AskSwap
 from tests.acceptance.test_kills import SLEEP_S, slow_job
+from tests.home import Home
 from tests.processes import Headrace, lines_of, run_headrace
 
 MIN_RATIO = 0.9
@@ -29,11 +30,12 @@ GOOD = (
     "- Slow: {{p: 1.0}}\n- VerticalFlip\n- RandomBrightnessContrast: {{p: 0.{0:02}}}\n",
 )
 WRONG = (
-    ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", "RandomBrightnessContrast.p"),
-    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", "chain"),
-    ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", "shape"),
-    ("- Slow: {p: 1.0}\n- HorizontalFlop\n", "HorizontalFlop"),
+    ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", 2, "RandomBrightnessContrast.p"),
+    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", 1, "chain"),
+    ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", 1, "shape"),
+    ("- Slow: {p: 1.0}\n- HorizontalFlop\n", 2, "HorizontalFlop"),
 )
+"""Text, the line that the refusal must name, and what it must say."""
 
 
 @dataclass
@@ -71,20 +73,21 @@ def swap_by_turns(run_dir: Path, folder: Path, num_swaps: int, pause_s: float) -
                 assert "step" in swap(operator, run.stream, path, text)
                 taken += 1
             else:
-                body, place = next(wrong)
+                body, line, place = next(wrong)
                 with pytest.raises(ConfigError) as refusal:
                     swap(operator, run.stream, path, body + TAIL)
                 told = str(refusal.value)
                 assert place in told, told
-                assert path.name in told, f"refused without the file's name: {told}"
+                assert f"{path.name}:{line}: " in told, f"refused without its place: {told}"
             time.sleep(pause_s)
     return taken
 
 
-def check_swaps(folder: Path, arrays: Path, num_swaps: int, pause_s: float, min_ratio: float) -> None:
+def check_swaps(folder: Path, arrays: Path, home: Home, num_swaps: int, pause_s: float, min_ratio: float) -> None:
     job = slow_job(folder, arrays, num_epochs=100_000)
     run_dir = folder / "run"
-    environment = {"TEST_SLEEP_S": str(SLEEP_S)}
+    environment = {**home.environment, "TEST_SLEEP_S": str(SLEEP_S)}
+    (folder / "operator").mkdir()
 
     def num_samples() -> int:
         return sum(line["num_samples"] for line in lines_of(run_dir / "metrics.jsonl"))
@@ -100,34 +103,37 @@ def check_swaps(folder: Path, arrays: Path, num_swaps: int, pause_s: float, min_
         ratio = during.per_s() / rate_before
         last = num_samples()
         run.wait_until(lambda: num_samples() > last + 400, "steps under the last chain")
-        stopped = run_headrace("stop", "--run-dir", run_dir, folder=folder / "cache")
+        stop = ("stop", "--run-dir", run_dir)
+        stopped = run_headrace(*stop, folder=folder / "operator", environment=home.environment)
         assert stopped.code == 0, stopped.err
         assert run.finish().code == 4
+    home.assert_empty_soon()
     print(f"{num_swaps} swaps, {taken} taken: {ratio:.2f} of the samples/s before them")
     assert ratio >= min_ratio
-    check_no_batch_mixes_recipes(job, run_dir, folder, taken)
+    check_no_batch_mixes_recipes(job, run_dir, folder, home, taken)
 
 
-def check_no_batch_mixes_recipes(job: Path, run_dir: Path, folder: Path, num_taken: int) -> None:
+def check_no_batch_mixes_recipes(job: Path, run_dir: Path, folder: Path, home: Home, num_taken: int) -> None:
     """Each batch has the digest that it has in a run that knew all swaps from the start."""
     steps = {line["step"]: line for line in lines_of(run_dir / "metrics.jsonl")}
     recipes = [key for key, _ in itertools.groupby(line["recipe"] for _, line in sorted(steps.items()))]
     assert len(recipes) == num_taken + 1, "every swap took effect, once"
     epochs = 1 + max(line["epoch"] for line in steps.values())
     timeline = ("--timeline", run_dir / "timeline.jsonl", "--set", f"train.epochs={epochs}")
-    calm = run_headrace("train", job, "--workers", "2", "--run-dir", folder / "calm", *timeline, folder=folder)
+    command = ("train", job, "--workers", "2", "--run-dir", folder / "calm", *timeline)
+    calm = run_headrace(*command, folder=folder, environment=home.environment)
     assert calm.code == 0, calm.err
     again: dict[int, Any] = {line["step"]: line for line in lines_of(folder / "calm" / "metrics.jsonl")}
     same = [(steps[step]["digest"], steps[step]["recipe"]) for step in sorted(steps)]
     assert same == [(again[step]["digest"], again[step]["recipe"]) for step in sorted(steps)]
 
 
-def test_twelve_swaps_in_a_row_cost_little_and_mix_nothing(tmp_path, arrays):
-    """Law 4 at smoke size."""
-    check_swaps(tmp_path, arrays, num_swaps=12, pause_s=0.25, min_ratio=MIN_SMOKE_RATIO)
+def test_twelve_swaps_in_a_row_cost_little_mix_nothing_and_leave_nothing(tmp_path, arrays, empty_home):
+    """Laws 4 and 9 at smoke size."""
+    check_swaps(tmp_path, arrays, empty_home, num_swaps=12, pause_s=0.25, min_ratio=MIN_SMOKE_RATIO)
 
 
 @pytest.mark.long
-def test_a_hundred_swaps_in_a_row_cost_little_and_mix_nothing(tmp_path, arrays):
+def test_a_hundred_swaps_in_a_row_cost_little_mix_nothing_and_leave_nothing(tmp_path, arrays, empty_home):
     """The same at full size."""
-    check_swaps(tmp_path, arrays, num_swaps=100, pause_s=0.25, min_ratio=MIN_RATIO)
+    check_swaps(tmp_path, arrays, empty_home, num_swaps=100, pause_s=0.25, min_ratio=MIN_RATIO)

@@ -32,6 +32,7 @@ def write_shuffled(folder: Path) -> None:
             csv.writer(file).writerows([("path", "label"), *lines])
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_shuffled_labels_stay_near_chance(tmp_path: Path) -> None:
     """Chance is 1/6. Held-out images of a class are alike, so accuracy moves by whole classes: the mean over the last

@@ -64,7 +64,8 @@ def trained(home: Home, folder: Path, *sets: str) -> tuple[list[dict[str, Any]],
     """The run's verdicts, and how many steps it took."""
     (folder / "own.py").write_text(OWN)
     model = {"kind": "factory", "factory": f"{folder}/own.py:make"}
-    overrides = [f"model={json.dumps(model)}", "health.light_every_steps=1", "health.every_steps=20", *sets]
+    overrides = [f"model={json.dumps(model)}", "health.light_every_steps=1", "health.every_steps=20"]
+    overrides += ["health.report=false", *sets]
     finished = run_headrace(
         *("train", CALIBRATE, "--run-dir", "run", "--workers", "1"),
         *(part for one in overrides for part in ("--set", one)),
@@ -81,10 +82,11 @@ def alarms(verdicts: list[dict[str, Any]]) -> list[tuple[str, str, list[str]]]:
 
 
 @pytest.mark.timeout(300)
-def test_an_own_model_with_nothing_wrong_raises_no_alarm(home: Home, tmp_path: Path) -> None:
-    verdicts, num_steps = trained(home, tmp_path)
+@pytest.mark.parametrize("num_epochs", [2, pytest.param(6, marks=pytest.mark.long)])
+def test_an_own_model_with_nothing_wrong_raises_no_alarm(num_epochs: int, home: Home, tmp_path: Path) -> None:
+    verdicts, num_steps = trained(home, tmp_path, f"train.epochs={num_epochs}")
 
-    assert num_steps >= 300
+    assert num_steps == 56 * num_epochs
     assert [] == alarms(verdicts), verdicts
     assert run_headrace("health", "run", folder=tmp_path, environment=home.environment).code == 0
 

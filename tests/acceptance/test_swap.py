@@ -20,7 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.operator import Operator, new_operation
 from pipeline.recipe import Recipe
 from pipeline.run_folder import RunFolder
-from pipeline.run_history import load_recipe, read_changes, read_timeline
+from pipeline.run_history import kept_chain, load_recipe, read_changes, read_timeline
 from pipeline.service_messages import AskSwap
 from pipeline.stream_start import StreamStart
 from pipeline.timeline import TimelineEntry
@@ -201,6 +201,41 @@ def test_a_bad_edit_is_refused_with_its_place_and_the_old_chain_goes_on(
     assert len(read_changes(folder.path)) == 2
 
 
+STUCK = """
+import time
+from albumentations import ImageOnlyTransform
+
+class StuckAtFirst(ImageOnlyTransform):
+    def __init__(self, p: float = 0.5):
+        time.sleep(3600)
+
+class StuckAtWork(ImageOnlyTransform):
+    def apply(self, img, **params):
+        time.sleep(3600)
+"""
+
+
+def test_a_chain_that_hangs_is_refused_with_its_place_and_the_next_swap_goes_through(
+    tmp_path: Path, arrays: Path, job: Job
+) -> None:
+    """Its only worker is replaced each time; hang_s is short here so that nobody waits for half a minute."""
+    (tmp_path / "stuck.py").write_text(STUCK)
+    hanging = load_job(job_file(tmp_path, arrays, plugins=["stuck.py"], hang_s=2.0))
+    file = tmp_path / "other.yaml"
+    with open_streams(hanging, 1) as streams:
+        taken = [take(streams)]
+        for name, place in (("StuckAtFirst", "in __init__"), ("StuckAtWork", "in apply")):
+            write_chain(file, [{name: {"p": 1.0}}, *STRONG])
+            with pytest.raises(ConfigError, match=rf"other\.yaml:1: chain\n(.|\n)*hung.*stuck\.py.*{place}"):
+                swap(streams, AskSwap(operation=new_operation(), chain=load_chain(file)))
+            take_more(streams, taken, 5)
+        write_chain(file, [{"Transpose": {"p": 1.0}}, *STRONG])
+        answer = swap(streams, AskSwap(operation=new_operation(), chain=load_chain(file)))
+        take_until(streams, taken, recipe_of(hanging, "other.yaml").digest)
+        assert f"takes over at step {taken[-1].step}" in answer
+    assert [batch.step for batch in taken] == list(range(len(taken)))
+
+
 @pytest.mark.long
 def test_of_twenty_edits_in_two_seconds_the_last_one_wins(job: Job, folder: RunFolder) -> None:
     """Half of them half written; no batch mixes two of them, as a repetition shows."""
@@ -245,6 +280,92 @@ def test_an_edit_made_while_the_job_was_down_lands_at_the_first_batch_never_deli
     assert read_changes(folder.path)[-1].why.startswith("edit of ")
     with open_streams(edited, 1, folder, start=start_of(folder.path, edited, head_step=45)):
         assert len(read_changes(folder.path)) == 2, "nothing has changed since"
+
+
+def resumed_at_12(job: Job, folder: RunFolder, head_step: int) -> StreamStart:
+    """Of a run that has delivered its first twelve batches."""
+    start = start_of(folder.path, job, head_step)
+    return StreamStart(entries=start.entries, recipes=start.recipes, head_step=head_step, free_from_step=12)
+
+
+@pytest.mark.parametrize(("num_workers", "head_step"), [(2, 12), (0, 12), (0, 5)])
+def test_an_edit_that_is_refused_on_resume_leaves_the_run_as_it_was_and_the_old_chain_goes_on(
+    job: Job, folder: RunFolder, num_workers: int, head_step: int
+) -> None:
+    """As when it is refused live, whether or not batches are made again before it; a good one lands beside it."""
+    strong, weak = job.path.parent / "strong.yaml", job.path.parent / "weak.yaml"
+
+    def resumed() -> list[Taken]:
+        again = load_job(job.path, kept=lambda config, file: kept_chain(folder.path, file))
+        start = resumed_at_12(again, folder, head_step)
+        with open_streams(again, num_workers, folder, start=start) as streams:
+            return [take(streams) for _ in range(head_step, 20)]
+
+    with open_streams(job, num_workers, folder) as streams:
+        taken: list[Taken] = []
+        take_more(streams, taken, 20)
+    timeline = (folder.path / "timeline.jsonl").read_bytes()
+    # Of another shape than what was delivered, also where nothing of that is made again; and impossible to build.
+    write_chain(strong, [{"Resize": {"height": 20, "width": 20}}])
+    write_chain(weak, [{"RandomCrop": {"height": 500, "width": 500}}])
+    for _ in range(2):
+        assert resumed() == taken[head_step:]
+        assert (folder.path / "timeline.jsonl").read_bytes() == timeline
+        for file, hint in ((strong, "shape: free"), (weak, "RandomCrop")):
+            (note,) = [each["note"] for each in events(folder.path, "swap_refused")[-2:] if str(file) in each["note"]]
+            assert note.startswith(
+                f"edit of {file} while the run was down: refused; the present chain goes on\n{file}:1"
+            )
+            assert hint in note
+    # One that can't be read does not stand in the way of a good one, which lands at the first batch never delivered.
+    write_chain(strong, [{"VerticalFlip": {"p": 1.0}}, *STRONG])
+    weak.write_text("- [")
+    good = recipe_of(job, "strong.yaml").digest
+    once_more = resumed()
+    assert once_more[: 12 - head_step] == taken[head_step:12]
+    assert {batch.recipe for batch in once_more[12 - head_step :]} == {good}
+    assert "expected: YAML" in events(folder.path, "swap_refused")[-1]["note"]
+    changes = read_changes(folder.path)
+    assert [(change.from_step, change.why) for change in changes[1:]] == [
+        (12, f"edit of {strong} while the run was down")
+    ]
+    assert entries_of(changes[-1].entries) == [(12, good), (10 * FROM_EPOCH, job.later[0].recipe.digest)]
+    assert resumed() == once_more
+
+
+@pytest.mark.parametrize("num_workers", [2, 0])
+def test_another_schedule_that_is_refused_on_resume_is_not_written(
+    job: Job, folder: RunFolder, num_workers: int
+) -> None:
+    """It is no edit: the job is refused, until it is set right or set back; the run can be resumed as before."""
+    with open_streams(job, num_workers, folder) as streams:
+        taken: list[Taken] = []
+        take_more(streams, taken, 14)
+    timeline = (folder.path / "timeline.jsonl").read_bytes()
+    write_chain(job.path.parent / "other.yaml", [{"RandomCrop": {"height": 500, "width": 500}}])
+    other = load_job(job.path, ["train.chain=other.yaml"])
+    with (
+        pytest.raises(ConfigError, match="RandomCrop"),
+        open_streams(other, num_workers, folder, start=resumed_at_12(other, folder, 12)),
+    ):
+        pass
+    assert (folder.path / "timeline.jsonl").read_bytes() == timeline
+    with open_streams(job, num_workers, folder, start=resumed_at_12(job, folder, 12)) as streams:
+        assert [take(streams) for _ in range(2)] == taken[12:]
+
+
+def test_a_run_that_was_killed_before_its_first_chain_was_tried_is_resumed_with_the_mended_one(
+    job: Job, folder: RunFolder
+) -> None:
+    """What its timeline begins with can't be used, and nothing was made with it."""
+    strong = job.path.parent / "strong.yaml"
+    write_chain(strong, [{"RandomCrop": {"height": 500, "width": 500}}])
+    with pytest.raises(ConfigError, match="RandomCrop"), open_streams(load_job(job.path), 0, folder):
+        pass  # killed here, it does not get to remove its folder
+    assert len(read_changes(folder.path)) == 1
+    write_chain(strong, STRONG)
+    with open_streams(job, 0, folder, start=start_of(folder.path, job)) as streams:
+        assert take(streams).recipe == job.train.digest
 
 
 @pytest.mark.long

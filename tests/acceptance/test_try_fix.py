@@ -56,7 +56,7 @@ def test_the_table_shows_both_and_the_command_it_ends_with_is_the_better_job(tmp
     assert tried.code == 0, tried.err
     assert not list(tmp_path.rglob("*.jsonl"))
     assert not list(tmp_path.rglob("checkpoints"))
-    for part in ("first 6 steps", "backward", "loss, first step", "CRITICAL VANISH_BWD", "no longer finds"):
+    for part in ("first 6 steps", "backward", "gradient norm", "CRITICAL VANISH_BWD", "fix:  ", "no longer finds"):
         assert part in tried.out
     (command,) = [line for line in tried.out.splitlines() if line.strip().startswith("headrace train")]
     _, _, job_file, *options = shlex.split(command)

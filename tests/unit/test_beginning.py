@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_changes
 from pipeline.swaps import swap_by_command
 from pipeline.timeline import Timeline
+from pipeline.user_code import source_digest
 
 N = 20
 
@@ -40,8 +44,9 @@ def job_file(tmp_path: Path) -> Path:
 
 def timeline(job: Job, begun: Beginning) -> Timeline:
     """The timeline is on disk, as before the first batch."""
-    entries, _ = begin_timeline(job, N, begun.start, 0, begun.folder)
-    return timeline_of(job, "train", N, entries)
+    made = begin_timeline(job, N, begun.start, 0, begun.folder)
+    made.write()
+    return timeline_of(job, "train", N, made.entries)
 
 
 def trained(job: Job, begun: Beginning, stop: int) -> None:
@@ -116,6 +121,31 @@ def test_a_refused_going_back_has_moved_nothing(reason: str, job_file: Path, run
     assert after.keys() - before.keys() <= {f"chains/{job.train.digest}.yaml"}, "no more than a chain that was missing"
 
 
+@pytest.mark.parametrize("name", ["timeline.jsonl", "quarantine.jsonl"])
+@pytest.mark.parametrize("damage", ["a flipped bit", "no newline", "a line is missing"])
+def test_a_resume_that_a_damaged_end_refuses_has_changed_nothing(
+    damage: str, name: str, job_file: Path, run: Path
+) -> None:
+    """Each time it is tried: what is left of the line may be what a person needs."""
+    with RunFolder.resume(run) as folder:
+        folder.append_quarantine({"stream": "train", "position": 1, "lost_attempt": 0})
+    whole = (run / name).read_bytes()
+    flipped = whole[:-30] + bytes([whole[-30] ^ 1]) + whole[-29:]
+    without = b"".join(whole.splitlines(keepends=True)[:-1])
+    (run / name).write_bytes({"a flipped bit": flipped, "no newline": whole[:-1], "a line is missing": without}[damage])
+    (run / "checkpoints/.partial-step-00000005").mkdir()
+    before = content(run)
+    for _ in range(2):
+        expected = rf"{name}:\d: line \d is damaged" if damage == "a flipped bit" else rf"{name}: .*\n.*\d lines\n"
+        with pytest.raises(RunFailed, match=expected):
+            resume(load_job(job_file), run)
+        after = content(run)
+        assert (after[name], after["timeline.jsonl"]) == (before[name], before["timeline.jsonl"])
+        if damage == "a flipped bit":
+            assert after == before
+            assert (run / "checkpoints/.partial-step-00000005").exists()
+
+
 def test_going_back_with_batches_that_can_not_be_filled_has_moved_nothing(job_file: Path, tmp_path: Path) -> None:
     job, run = load_job(job_file, ["train.last_batch=drop"]), tmp_path / "run"
     trained(job, begin_new(job, run), 4)
@@ -154,12 +184,84 @@ def test_the_timeline_that_is_named_is_the_one_that_is_read(job_file: Path, run:
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.parametrize("is_given", [True, False])
+def test_a_run_killed_while_it_was_created_resumes_as_it_was_asked_for_or_begins_anew(
+    is_given: bool, job_file: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `--timeline` above all: its swaps are the run, and the job's own chains would train without a word."""
+    job, new, kills = load_job(job_file), tmp_path / "new", list[Path]()
+
+    def begin(path: Path) -> Beginning:
+        return begin_with_timeline(job, path, run / "timeline.jsonl") if is_given else begin_new(job, path)
+
+    def kill(real: Callable[..., Any], *arguments: Any) -> Any:
+        kills.append(tmp_path / f"killed-{len(kills)}")
+        shutil.copytree(new, kills[-1])
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        for name in ("write", "fsync", "rename"):
+            patch.setattr(os, name, functools.partial(kill, getattr(os, name)))
+        asked = begin(new)
+    expected = timeline(job, asked).entries
+    asked.folder.close()
+    kills.append(new)
+    resumable = [path for path in kills if (path / "job.yaml").exists()]
+    assert 1 < len(resumable) < len(kills)
+    for path in kills:
+        if path in resumable:
+            begun = resume(job, path)
+        else:
+            with pytest.raises(ConfigError, match=r"a folder without job\.yaml\n.* start a new one"):
+                resume(job, path)
+            begun = begin(path)
+        assert timeline(job, begun).entries == expected, path
+        begun.folder.close()
+
+
+@pytest.mark.parametrize("left", ["a step", "a checkpoint", "an older job"])
+def test_a_run_whose_job_was_lost_is_not_begun_anew(left: str, job_file: Path, run: Path) -> None:
+    """It is what somebody has trained for days."""
+    (run / "job.yaml").unlink()
+    if left != "a step":
+        for file in run.glob("*.jsonl"):
+            file.write_bytes(b"")
+    if left != "a checkpoint":
+        shutil.rmtree(run / "checkpoints")
+    if left == "an older job":
+        (run / "job-1.yaml").write_text("job")
+    before = content(run)
+    with pytest.raises(ConfigError, match="the folder of an earlier run"):
+        begin_new(load_job(job_file), run)
+    assert content(run) == before
+
+
 def test_an_incomplete_checkpoint_is_passed_over_with_a_warning_that_names_it(job_file: Path, run: Path) -> None:
     (run / "checkpoints/.partial-step-00000005").mkdir()
     begun = resume(load_job(job_file), run)
     begun.folder.close()
     (warning,) = begun.warnings
     assert "step-00000005 was incomplete and was passed over" in warning
+
+
+def test_an_edit_of_the_chain_that_evaluations_use_waits_for_the_next_run(job_file: Path, tmp_path: Path) -> None:
+    """As in a running job; also where it is a train chain's file too, and may be refused as that."""
+    overrides, run = ["eval={source: arrays, chain: strong.yaml}"], tmp_path / "run"
+    job = load_job(job_file, overrides)
+    trained(job, begin_new(job, run), 3)
+    for chain in ('["Transpose"]', '["HorizontalFlop"]'):
+        (tmp_path / "strong.yaml").write_text(chain)
+        for _ in range(2):  # job.yaml goes on naming the chain in use
+            edited = load_job(job_file, overrides)
+            begun = resume(edited, run)
+            begun.folder.close()
+            assert begun.job.eval is not None
+            assert (begun.job.eval.digest, begun.job.train) == (job.train.digest, edited.train)
+            assert f"edit of {job.eval_file}: evaluations of a run compare under one chain only" in begun.notes[-1]
+    begun = resume(load_job(job_file, ["eval={source: arrays, chain: weak.yaml}"]), run)  # another one is no edit
+    begun.folder.close()
+    assert begun.job.eval is not None
+    assert [node.name for node in begun.job.eval.chain.nodes] == ["VerticalFlip"]
 
 
 def test_more_epochs_leave_the_short_last_batch_as_it_was_trained_on(job_file: Path, run: Path) -> None:
@@ -201,3 +303,23 @@ def test_fewer_epochs_than_a_trained_batch_reaches_into_are_refused(job_file: Pa
     with pytest.raises(ConfigError, match=r"train\.epochs\n  expected: more than 1: a batch .* reaches into epoch 1"):
         resume(load_job(job_file, ["train.epochs=1"]), run)
     assert [change.from_step for change in read_changes(run)] == [0]
+
+
+def test_going_back_compares_the_factory_with_that_of_the_checkpoint_and_going_on_with_the_newest(
+    job_file: Path, tmp_path: Path
+) -> None:
+    """The model's source was edited after step 4, and that was accepted."""
+    net = tmp_path / "net.py"
+    net.write_text("make = 1\n")
+    job, run = load_job(job_file, ["model={kind: factory, factory: net.py:make}"]), tmp_path / "run"
+    begun = begin_new(job, run)
+    begun.folder.append_event("training_started", factory_sha256=source_digest("net.py", tmp_path))
+    trained(job, begun, 5)
+    begun = resume(job, run)
+    begun.folder.append_event("training_started", factory_sha256="b" * 64)
+    trained(job, begun, 5)
+    with pytest.raises(ConfigError, match=rf"source of .*net\.py:make\n  expected: 'sha256 {'b' * 64}'"):
+        resume(job, run)
+    begun = resume(job, run, 2)
+    begun.folder.close()
+    assert (run / "branch-1").is_dir()

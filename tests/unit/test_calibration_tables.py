@@ -20,8 +20,8 @@ def faulty(seed: int = 0, **changes: Any) -> Record:
     return healthy(seed, **{**fields, **changes})
 
 
-def cure(*, is_clear: bool) -> CureRecord:
-    return CureRecord(name="threshold", is_clear=is_clear, others=(), has_learned=True)
+def cure(*, is_clear: bool, others: tuple[str, ...] = (), has_learned: bool = True) -> CureRecord:
+    return CureRecord(name="threshold", is_clear=is_clear, others=others, has_learned=has_learned)
 
 
 def test_nothing_falls_short_where_all_holds() -> None:
@@ -35,9 +35,11 @@ def test_nothing_falls_short_where_all_holds() -> None:
         (healthy(has_learned=False), "did not learn"),
         (faulty(named_by="", delay=None), "none of CLIP spoke in 500 steps"),
         (faulty(delay=61), "after 61 steps, allowed 60"),
-        (faulty(cures=(cure(is_clear=False),)), "`threshold` did not clear CLIP/aggressive"),
+        (faulty(cures=(cure(is_clear=False),)), "CLIP/aggressive: `threshold` did not clear it"),
+        (faulty(cures=(cure(is_clear=True, others=("LOSS0",)),)), "`threshold` left LOSS0 open"),
+        (faulty(cures=(cure(is_clear=True, has_learned=False),)), "`threshold` left it unable to learn"),
     ],
-    ids=["false alarm", "no training", "missed", "late", "fix"],
+    ids=["false alarm", "no training", "missed", "late", "fix", "fix with another alarm", "fix that ruins"],
 )
 def test_what_falls_short_is_said_with_its_case_and_seed(record: Record, said: str) -> None:
     (line,) = shortfalls([record])
@@ -50,13 +52,14 @@ def test_a_fault_has_one_row_over_its_seeds() -> None:
     seeds = [
         faulty(0, cures=(cure(is_clear=True),)),
         faulty(1, delay=55, cures=(cure(is_clear=False),)),
-        faulty(2, delay=70),
+        faulty(2, delay=70, cures=(cure(is_clear=True, others=("LOSS0",), has_learned=False),)),
         faulty(3, named_by="", delay=None),
     ]
 
     (row,) = faults_table(seeds).rows
 
-    assert row == ("clip 1e-6", "CLIP/aggressive", "2/4", "55 / 70", "60", "threshold 1/2")
+    mended = "threshold 1/3 (did not clear it x1; left LOSS0 open x1; left it unable to learn x1)"
+    assert row == ("clip 1e-6", "CLIP/aggressive", "2/4", "55 / 70", "60", mended)
 
 
 def test_a_fault_without_a_claimed_cure_says_why() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.chain_edits import ChainEdits
-from headrace.run_timeline import begin_timeline, record_change
+from headrace.run_timeline import begin_timeline
 from pipeline.config import dump_job, load_chain, load_job
 from pipeline.config_job import Job
 from pipeline.errors import RunFailed
@@ -109,9 +109,9 @@ def test_evaluations_keep_their_chain_and_that_is_told(job: Job) -> None:
 
 
 def begin(job: Job, folder: RunFolder | None, start: StreamStart | None = None, position: int = 0) -> Any:
-    entries, recipes = begin_timeline(job, N, start or StreamStart(), position, folder)
-    assert {entry.recipe for entry in entries} <= recipes.keys()
-    return entries
+    begun = begin_timeline(job, N, start or StreamStart(), position, folder)
+    assert {entry.recipe for entry in begun.entries} <= begun.recipes.keys()
+    return begun.entries
 
 
 def test_a_new_runs_timeline_and_its_recipes_are_on_disk_before_it_begins(job: Job, tmp_path: Path) -> None:
@@ -125,24 +125,69 @@ def test_a_new_runs_timeline_and_its_recipes_are_on_disk_before_it_begins(job: J
         assert {entry.recipe for entry in entries} <= written
 
 
-def test_a_resumed_run_writes_nothing_unless_its_job_has_changed(job: Job, tmp_path: Path) -> None:
-    """Then one line, at the first batch that was never delivered."""
+def at_step_7(job: Job, entries: Any) -> StreamStart:
+    recipes = {recipe.digest: recipe for recipe in (job.train, job.later[0].recipe)}
+    return StreamStart(entries=entries, recipes=recipes, head_step=3, free_from_step=7)
+
+
+def test_a_resumed_run_writes_what_has_changed_in_its_job_once_its_chains_were_tried(job: Job, tmp_path: Path) -> None:
+    """One line, at the first batch that was never delivered, before anything else is written; none if nothing has."""
     with RunFolder.create(tmp_path / "run", dump_job(job.config)) as folder:
         entries = begin(job, folder)
-        recipes = {recipe.digest: recipe for recipe in (job.train, job.later[0].recipe)}
-        start = StreamStart(entries=entries, recipes=recipes, head_step=3, free_from_step=7)
+        start = at_step_7(job, entries)
         assert begin(job, folder, start) == entries
-        assert len(read_changes(folder.path)) == 1
+        other = load_job(job.path, ["train.chain=[Transpose]", "train.batch_size=5"])
+        begun = begin_timeline(other, N, start, 0, folder)
+        assert [(entry.step, entry.recipe) for entry in begun.entries] == [
+            (0, job.train.digest),
+            (7, other.train.digest),
+        ]
+        assert (begun.is_settled, len(read_changes(folder.path))) == (False, 1)
+        timeline = Timeline(begun.entries, num_samples=N, last_batch="drop", end_position=4 * N)
+        change = swap_by_command(timeline, 9, job.train.digest, "strong.yaml", "headrace swap")
+        assert change is not None
+        begun.record(job.train, change)  # an operator's, before the trial of what the run begins with has been heard of
+        begun.write()
+        assert begun.is_settled
+        assert [change.from_step for change in read_changes(folder.path)] == [0, 7, 9]
+        assert (folder.path / "chains" / f"{other.train.digest}.yaml").exists()
+
+
+def test_edits_of_the_time_when_the_run_was_down_are_wishes_and_write_nothing(job: Job, tmp_path: Path) -> None:
+    """A chain that is refused must leave the run as it was; the batches go on under what the files held before."""
+    with RunFolder.create(tmp_path / "run", dump_job(job.config)) as folder:
+        entries = begin(job, folder)
         (tmp_path / "weak.yaml").write_text('["Transpose"]')
         edited = load_job(job.path)
-        changed = begin(edited, folder, start)
-        assert [entry.recipe for entry in changed] == [
-            job.train.digest,
-            job.train.digest,
-            edited.later[0].recipe.digest,
+        begun = begin_timeline(edited, N, at_step_7(job, entries), 0, folder)
+        assert (begun.entries, begun.edits) == (entries, {edited.later[0].file: edited.later[0].recipe})
+        begun.write()
+        assert len(read_changes(folder.path)) == 1
+        # Where what they held before is refused, it may never have been tried; then the files decide.
+        begun = begin_timeline(edited, N, at_step_7(job, entries), 0, folder, with_edits=True)
+        assert [(entry.step, entry.recipe) for entry in begun.entries] == [
+            (0, job.train.digest),
+            (7, job.train.digest),
+            (20, edited.later[0].recipe.digest),
         ]
-        assert [entry.step for entry in changed] == [0, 7, 20]
-        assert [change.from_step for change in read_changes(folder.path)] == [0, 7]
+        assert begun.edits == {}
+
+
+def test_a_resumed_run_wishes_for_what_was_edited_while_it_was_down(job: Job, tmp_path: Path) -> None:
+    """Once; what can't be read is refused as in a running job, and another edit of the file is heard of."""
+    path = tmp_path / "strong.yaml"
+    path.write_text("- [")
+    kept = job.train.chain
+    edited = Edited(load_job(job.path, kept=lambda config, file: kept if file == str(path) else None))
+    edited.edits.catch_up({job.later[0].file: job.train})
+    (wish,) = edited.wishes
+    assert (wish.recipe, wish.why) == (job.train, f"edit of {job.later[0].file} while the run was down")
+    assert edited.told == ["swap_refused"]
+    told = edited.edits._notes.latest()[-1]
+    assert f"edit of {path} while the run was down: refused; the present chain goes on\n{path}:1" in told
+    edited.write("strong.yaml", '["HorizontalFlip"]')  # as it was
+    edited.write("strong.yaml", '["Transpose"]')
+    assert [wish.why for wish in edited.wishes[1:]] == [f"edit of {path}"]
 
 
 def test_without_a_folder_a_given_timeline_is_followed_as_it_is(job: Job, tmp_path: Path) -> None:
@@ -165,8 +210,8 @@ def test_a_change_counts_exactly_when_its_line_is_on_disk(
         raise RunFailed("the disk is full")
 
     with RunFolder.create(tmp_path / "run", dump_job(job.config)) as folder:
-        entries = begin(job, folder)
-        timeline = Timeline(entries, num_samples=N, last_batch="drop", end_position=4 * N)
+        begun = begin_timeline(job, N, StreamStart(), 0, folder)
+        timeline = Timeline(begun.entries, num_samples=N, last_batch="drop", end_position=4 * N)
         recipe = job.recipe_of(load_chain(tmp_path / "weak.yaml"))
         change = swap_by_command(timeline, 5, recipe.digest, "weak.yaml", "headrace swap")
         assert change is not None
@@ -174,10 +219,10 @@ def test_a_change_counts_exactly_when_its_line_is_on_disk(
         with monkeypatch.context() as patch:
             patch.setattr(folder if target == "folder" else folder._timeline, name, full)
             if failing == "append_event":
-                record_change(folder, recipe, change)
+                begun.record(recipe, change)
             else:
                 with pytest.raises(RunFailed, match="the disk is full"):
-                    record_change(folder, recipe, change)
+                    begun.record(recipe, change)
         is_written = failing == "append_event"
         assert [change.from_step for change in read_changes(folder.path)] == ([0, 5] if is_written else [0])
         assert [entry.step for entry in folder.timeline] == ([0, 5, 20] if is_written else [0, 20])

@@ -53,6 +53,41 @@ def test_every_error_of_every_file_is_printed_and_the_exit_code_is_2(tmp_path: P
         assert place in wrong
 
 
+STUDY = """\
+job: job.yaml
+axes:
+  init: {he: {set: {model.init: kaiming_normal}}, zero: {set: {model.init: zeros}}}
+  chain:
+    plain: {}
+    inline: {set: {train.chain: [HorizontalFlip]}}
+    named: {set: {train.chain: weak.yaml}}
+"""
+
+
+def test_a_study_is_checked_with_its_job_and_all_its_settings(tmp_path: Path) -> None:
+    """Also what only a compiled chain shows; each mistake at its own line, in whichever file it is."""
+    study, job, weak = tmp_path / "study.yaml", tmp_path / "job.yaml", tmp_path / "weak.yaml"
+    job.write_text(GOOD_JOB + "eval: {source: digits, chain: [HorizontalFlip]}\nmodel: {kind: mlp}\n")
+    weak.write_text("- Transpose\n")
+    study.write_text(STUDY)
+    assert run(study) == (0, f"ok {study} (study, 18 runs of 6 cells, 0 claims)\n", "")
+
+    study.write_text(STUDY.replace("zeros", "zeroes").replace("HorizontalFlip", "HorizontalFlop"))
+    weak.write_text("- Blur: {p: 2}\n")
+    code, printed, wrong = run(study)
+    assert (code, printed) == (2, "")
+    for place in (
+        f"{study}:3: axes.init.zero.set: model.init",
+        f"{study}:6: axes.chain.inline.set: train.chain[0].HorizontalFlop",
+        f"{weak}:1: axes.chain.named.set: chain[0].Blur.p",
+    ):
+        assert place in wrong
+    job.write_text(job.read_text().replace("chain: [HorizontalFlip]", "chain: [Flop]", 1))
+    assert f"{job}:2: train.chain[0].Flop" in run(study)[2]
+    study.write_text(STUDY.replace("axes:", "axess:"))
+    assert f"{study}:2: axess" in run(study)[2]
+
+
 def test_every_chain_of_a_schedule_is_checked(tmp_path: Path) -> None:
     """What epoch 8 uses is refused now, not after eight epochs."""
     job, weak = tmp_path / "job.yaml", tmp_path / "weak.yaml"

@@ -176,6 +176,29 @@ def test_it_registers_until_it_is_known_and_asks_for_every_recipe_before_a_batch
     assert beat.window == 3
 
 
+def test_of_a_held_stream_nothing_is_made_though_all_is_probed_and_swapped() -> None:
+    """Until it is known which chains it begins with; then the next beat opens the window."""
+    talk = Talk()
+    talk.course.is_held = True
+    talk.begin()
+    talk.conversation.wish(Wish(operation="edit 1", recipe=OTHER, edited=""))
+    assert not talk.conversation.is_settled
+    beat, asked = talk.says()
+    assert isinstance(beat, StreamBeat)
+    assert (beat.window, asked) == (0, AskProbe(recipe=OTHER, **ID))
+    talk.hears(probed(OTHER))
+    assert talk.conversation.is_settled
+    assert talk.course.timeline.entry_at(0).recipe == OTHER.digest
+    (registration,) = talk.says()
+    assert isinstance(registration, Register)
+    assert registration.window == 0
+    talk.hears(Registered(revision=1, **ID))
+    talk.course.is_held = False
+    (beat,) = talk.says()
+    assert isinstance(beat, StreamBeat)
+    assert beat.window == 3
+
+
 def test_a_resumed_stream_tells_its_whole_timeline_and_asks_only_for_what_lies_ahead() -> None:
     """The past is told, since a position is found by it; it is not made again."""
     talk = Talk(head_step=30, fingerprint="py=3.11")

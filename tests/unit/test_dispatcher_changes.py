@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from pipeline import messages as m
+from pipeline.lease_events import BUILDING
 from pipeline.recipe import Chain, ChainNode, Recipe
 from pipeline.service_messages import Condemned
 from pipeline.timeline import TimelineEntry
@@ -119,6 +120,34 @@ def test_a_worker_and_the_stream_that_it_probes_for_may_be_given_up_at_once() ->
     service.hears("w2", m.WorkerBeat(worker="w2", number=1, received=0, holding=()))
     service.ticks_for(0.25)
     assert (service.leases.streams, set(service.leases.workers)) == ({}, {"w2"})
+
+
+SLOW = Recipe(chain=Chain(file="slow.yaml", line=3, path="train.chain", nodes=(ChainNode(name="Slow"),)))
+
+
+def test_a_chain_whose_construction_hangs_is_refused_with_its_place_and_the_next_one_is_tried() -> None:
+    """Its worker is replaced, and nothing that it held is to blame, however often that happens."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    hung = "hung: no progress in building its chain for 30 s in /plug.py, line 7 in __init__"
+    for number in range(1, 7):
+        worker = f"w{number}"
+        service.hears(worker, join(worker))
+        service.hears("s#1", m.AskProbe(stream="s", incarnation=1, recipe=SLOW))
+        assert len(service.sent_to(worker, m.Granted)) == 2
+        died = m.WorkerDied(
+            worker=worker, cause=hung, by_itself=True, stream="s", incarnation=1, position=BUILDING, probed=SLOW.digest
+        )
+        service.hears("pool", died)
+        (problem,) = service.sent_to("s#1", m.Probed)[-1].problems
+        assert str(problem.problem()).startswith("slow.yaml:3: train.chain\n")
+        assert "/plug.py, line 7 in __init__" in problem.got
+        assert len(service.sent_to("s#1", m.Probed)) == number
+    assert service.sent_to("s#1", m.SamplesLost) == []
+    service.hears("w9", join("w9"))
+    service.hears("s#1", m.AskProbe(stream="s", incarnation=1, recipe=OTHER))
+    assert [probe.recipe for probe in service.sent_to("w9", m.Probe)] == [OTHER.digest]
+    assert [granted.lease.start for granted in service.sent_to("w9", m.Granted)] == [0, 4]
 
 
 def declined(worker: str = "w1", incarnation: int = 1) -> m.StreamDeclined:

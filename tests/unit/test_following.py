@@ -8,7 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.following import GIVEN, RESCHEDULED, START, files_of, followed, past_short_batch
+from pipeline.following import (
+    GIVEN,
+    RESCHEDULED,
+    START,
+    as_read,
+    files_of,
+    files_read,
+    followed,
+    past_short_batch,
+)
 from pipeline.swaps import schedule, swap_by_command, swap_by_edit
 from pipeline.timeline import LastBatch, Timeline, TimelineChange, TimelineEntry, after
 
@@ -97,6 +106,20 @@ def test_an_edit_back_to_an_earlier_text_is_an_edit() -> None:
     assert recipes(timeline_of([*changes, change]), 7, 8) == ["a2", "a1"]
 
 
+def test_the_job_as_it_was_read_last_brings_no_edit_and_all_else() -> None:
+    """Since its schedule was written: what a file held before that says nothing."""
+    changes = edited([started(job(WEAK))], 3, "a2", "a.yaml")
+    now = job((5, "w2", "w.yaml"), recipe="a3", batch_size=5)
+    before = as_read(now, files_read(changes))
+    assert [entry.recipe for entry in before] == ["a2", "w1"]
+    change = followed(timeline_of(changes), changes, before, 8)
+    assert change is not None
+    assert (change.why, change.files) == ("resume with batch_size 5", {})
+    other = followed(timeline_of(changes), changes, job(recipe="b1", file="b.yaml"), 8)
+    assert other is not None
+    assert files_read([*changes, other]) == {"b.yaml": "b1"}
+
+
 def test_another_batch_size_cuts_anew_from_the_first_batch_never_delivered() -> None:
     """No position is repeated or left out there, and the schedule stays with its epochs."""
     changes = swapped([started(job(WEAK))], 3, "live")
@@ -113,7 +136,7 @@ def test_another_batch_size_cuts_anew_from_the_first_batch_never_delivered() -> 
 
 
 def test_more_epochs_bring_the_schedule_that_lay_past_the_end() -> None:
-    """A live swap holds until then."""
+    """A live swap holds until then; a file that is new in it has been read, so that its next edit is one."""
     changes = swapped([started(job(WEAK, epochs=3))], 3, "live")
     change = followed(timeline_of(changes), changes, job(WEAK), 8)
     assert change is not None
@@ -121,6 +144,7 @@ def test_more_epochs_bring_the_schedule_that_lay_past_the_end() -> None:
     made = timeline_of([*changes, change])
     assert recipes(made, 7, 8, 24, 25) == ["live", "live", "live", "w1"]
     assert followed(made, [*changes, change], job(WEAK), 9) is None
+    assert files_read([*changes, change]) == {"a.yaml": "a1", "w.yaml": "w1"}
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,7 @@ def test_the_printed_fix_clears_the_fault(name: str, material: Material) -> None
         result = cured(case, verdict, cure, 0, material)
         assert result.is_clear, (cure.name, verdict.fix)
         assert result.others == ()
+        assert result.has_learned
 
 
 def test_a_fix_that_is_not_applied_clears_nothing(material: Material) -> None:
@@ -104,6 +105,19 @@ def test_a_fix_that_is_not_applied_clears_nothing(material: Material) -> None:
     idle = Cure(name="nothing", apply=lambda case, verdict: replace(case, num_steps=10))
 
     assert not cured(case, verdict, idle, 0, material).is_clear
+
+
+def test_a_fix_that_silences_the_fault_and_ruins_the_run_is_told_from_one_that_mends_it(material: Material) -> None:
+    """Without a clip nothing is clipped too hard; at a rate of nearly zero nothing is learned either."""
+    case = named("clip 1e-6")
+    verdict = outcome_of(case, material).detection
+    assert verdict is not None
+    ruin = Cure(name="ruin", apply=lambda case, verdict: replace(case, clip={}, lr=1e-9, num_steps=150))
+    result = cured(case, verdict, ruin, 0, material)
+
+    assert result.is_clear
+    assert result.others == ("UPDATE_RATIO/small",)
+    assert not result.has_learned
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+from headrace._house import house_command, house_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 MAY_IMPORT = {
@@ -88,3 +91,15 @@ def test_a_part_loads_only_what_it_needs(modules: list[str], unwanted: set[str])
     code = f"import sys, {', '.join(modules)}; print(*(name for name in sys.modules if '.' not in name))"
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert unwanted & set(out.split()) == set()
+
+
+def test_processes_of_our_own_are_begun_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours are found first there, what the user named next, and nothing in the current folder."""
+    writers = [path for path in FILES if "PYTHONPATH" in path.read_text() or '"-P"' in path.read_text()]
+    assert [ROOT / "headrace/_house.py"] == writers
+    assert [sys.executable, "-P", "-m", "headrace", "report"] == house_command("headrace", "report")
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    environment = house_environment({"MORE": "1"})
+    assert (f"{ROOT}{os.pathsep}theirs", "1") == (environment["PYTHONPATH"], environment["MORE"])
+    monkeypatch.delenv("PYTHONPATH")
+    assert str(ROOT) == house_environment()["PYTHONPATH"]

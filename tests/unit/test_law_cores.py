@@ -25,6 +25,7 @@ RATES = st.fixed_dictionaries(
         "crash_in_swap": st.sampled_from([0.0, 0.2]),
         "other_batch_size": st.sampled_from([0.0, 0.5]),
         "flaky": st.sampled_from([0.0, 0.02]),
+        "narrow": st.sampled_from([0.0, 0.05]),
     }
 )
 

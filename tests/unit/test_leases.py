@@ -29,6 +29,7 @@ from pipeline.lease_events import (
     WorkerJoined,
     WorkerLeaving,
 )
+from pipeline.lease_stream import Copy, StreamSlices
 from pipeline.lease_workers import LEASES_IN_HAND
 from pipeline.leases import Leases
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
@@ -94,12 +95,13 @@ LINKS = {
     silence=st.sampled_from([0.0, 0.005]),
     restart=st.sampled_from([0.0, 0.01]),
     flaky=st.sampled_from([0.0, 0.1]),
+    narrow=st.sampled_from([0.0, 0.05]),
     bad=st.integers(0, 3),
 )
 # A part of a leased slice arrives, cut by an earlier dispatcher: hedged, the whole was leased for ever.
 @example(
     seed=1198990, num_samples=45, batch_size=11, slice_size=10, window=1, num_workers=2, last_batch="wrap",
-    drop=0.3, kill=0.0, leave=0.0, silence=0.0, restart=0.01, flaky=0.0, bad=2,
+    drop=0.3, kill=0.0, leave=0.0, silence=0.0, restart=0.01, flaky=0.0, narrow=0.0, bad=2,
 )  # fmt: skip
 def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorders(
     seed: int,
@@ -138,6 +140,7 @@ def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorder
     swap=st.sampled_from([0.02, 0.1, 1.0]),
     crash_in_swap=st.sampled_from([0.0, 0.2]),
     other_batch_size=st.sampled_from([0.0, 0.5]),
+    narrow=st.sampled_from([0.0, 0.05]),
 )
 def test_no_batch_mixes_recipes_and_no_boundary_moves_whoever_is_restarted(
     seed: int,
@@ -176,6 +179,34 @@ def test_work_is_shared_and_bounded_by_the_window() -> None:
     more = leases.step(WorkerBeaten(worker="a", number=1, received=2, holding=()), 0.1)
     assert [] == ranges(more), "the window is used up, not the worker"
     assert [("a", 16, 20), ("b", 20, 24)] == ranges(leases.step(beaten(1, head_step=1, arrived=0xFF), 0.2))
+
+
+def test_a_window_that_shrinks_holds_back_what_was_cut_for_the_wider_one_until_it_is_reached() -> None:
+    """Batches of larger images come: what is leased may still arrive, what waits would fill more than the memory."""
+    leases = Leases()
+    leases.step(registered(window=4), 0.0)
+    leases.step(beaten(1, window=1), 0.1)
+    assert leases.streams["s", 1].num_waiting == 2
+    assert [("a", 0, 4), ("a", 4, 8)] == ranges(leases.step(joined("a"), 0.2))
+    assert [] == ranges(leases.step(joined("b"), 0.3)), "beyond the window"
+    assert [("b", 8, 12), ("b", 12, 16)] == ranges(leases.step(beaten(2, window=2), 0.4))
+    assert [] == ranges(leases.step(WorkerGone(worker="b", cause="SIGKILL", blame=False), 0.5))
+    leases.step(beaten(3, window=1), 0.6)
+    assert [] == ranges(leases.step(joined("c"), 0.7)), "given back, and beyond the window by now"
+    assert [8, 12] == [start for _, start, _ in ranges(leases.step(beaten(4, head_step=1, window=1), 0.8))]
+
+
+def test_a_changed_timeline_brings_its_window_and_an_older_beat_does_not_undo_it() -> None:
+    """The trainer's registration says both at once; the beat before it may have been overtaken."""
+    leases = Leases()
+    leases.step(registered(window=1), 0.0)
+    swap = replace(registered(window=3), timeline=swapped(3), revision=1)
+    leases.step(swap, 0.1)
+    assert leases.streams["s", 1].window == 3
+    leases.step(beaten(7, window=1), 0.2)
+    assert leases.streams["s", 1].window == 3
+    leases.step(replace(beaten(8, window=2), revision=1), 0.3)
+    assert leases.streams["s", 1].window == 2
 
 
 def test_a_worker_never_has_more_than_its_leases_in_hand() -> None:
@@ -363,6 +394,26 @@ def test_a_late_lease_of_the_head_batch_goes_to_an_idle_worker_once() -> None:
     leases.step(beaten(2, head_step=1), 1.4)
     assert (0, 1) == (leases.workers["a"].num_delivered, leases.workers["b"].num_delivered), "who sent it is known"
     assert {(8, 16), (16, 24)} == set(leases.streams["s", 1].leased)
+
+
+def test_a_stopped_worker_makes_nothing_later_than_its_first_lease() -> None:
+    """What was late and came by its second copy says nothing of how long a slice takes: else each waited for longer."""
+    stream = StreamSlices(replace(registered(window=1, slice_size=8), timeline=timeline(epochs=9)), 0.0)
+    now_s, waited_s = 0.0, []
+    for step in range(30):
+        held = stream.offer("stopped", now_s)
+        assert held is not None
+        stream.take(held, Copy("stopped", step, now_s))
+        granted_s = now_s
+        while not stream.late(now_s):
+            now_s += 0.01
+            stream.beaten(beaten(1000 * step + round(100 * (now_s - granted_s)), head_step=step, window=1), now_s)
+        waited_s.append(now_s - granted_s)
+        stream.take(held, Copy("idle", step, now_s))
+        now_s += 0.02
+        stream.beaten(beaten(1000 * step + 999, head_step=step + 1, window=1), now_s)
+    assert max(waited_s[:8]) == pytest.approx(1.0, abs=0.02), "before eight arrivals late means a second"
+    assert max(waited_s[8:]) == pytest.approx(0.1, abs=0.02)
 
 
 def test_the_end_of_one_copy_of_a_hedged_lease_changes_nothing_while_the_other_lives() -> None:

@@ -7,6 +7,7 @@ import pytest
 from pipeline.errors import PeerUnreachable
 from pipeline.message import Location
 from pipeline.operator import ASK_EVERY_S, Asking, OperationRefused, new_operation
+from pipeline.pools import POOL_SILENT_S
 from pipeline.service_messages import Answer, AskScale, AskStatus, AskSwap, OperatorMessage, Status
 from tests.unit.test_status_screen import make_pool, make_status
 
@@ -65,7 +66,7 @@ def test_a_dispatcher_that_says_nothing_is_not_there() -> None:
 def test_a_decision_may_take_as_long_as_the_dispatcher_lives_but_not_for_ever() -> None:
     """The trainer has a chain tried out meanwhile; whether the dispatcher lives, the status shows that goes with it."""
     asking = make_asking()
-    assert [type(message) for message in asking.due(0.0)] == [AskSwap, AskStatus]
+    assert [type(message) for message in asking.due(0.0)] == [AskStatus, AskSwap]
     for now_s in range(1, 60):
         sign_of_life(asking, now_s)
         asking.due(now_s)
@@ -81,28 +82,31 @@ NO_POOL = Answer(operation="scale-1", done=False, text="no pool is connected her
 def test_a_refusal_of_a_runs_new_dispatcher_counts_once_it_knows_the_run() -> None:
     """A dispatcher that was just started again refuses what is about to register with it."""
     asking = make_asking(is_run=True)
-    assert asking.hear(NO_STREAM, 0.1) is None
     assert asking.hear(make_status(streams=()), 0.1) is None
-    assert asking.hear(NO_STREAM, 0.6) is None
-    assert asking.hear(make_status(), 0.6) is NO_STREAM
+    assert asking.hear(NO_STREAM, 0.1) is None
+    assert asking.hear(make_status(), 0.6) is None, "it has registered since: the refusal was of the time before"
+    asking.due(0.6)
+    assert asking.hear(NO_STREAM, 0.7) is None, "of a dispatcher that has not shown yet what it knows"
+    assert asking.hear(make_status(), 1.1) is None
+    assert asking.hear(NO_STREAM, 1.1) is NO_STREAM
 
 
 def test_a_refusal_of_scale_counts_once_the_pool_is_back() -> None:
+    """Back is what the dispatcher takes for back: else one that beats late would be asked of for a minute."""
     asking = make_asking(AskScale(operation="scale-1"), is_run=True)
-    back = make_status(pools=(make_pool(),))
-    for pools in ((), (make_pool(silent_s=9.0),)):
-        assert asking.hear(NO_POOL, 0.1) is None
+    back = make_status(pools=(make_pool(silent_s=POOL_SILENT_S - 0.1),))
+    for pools in ((), (make_pool(silent_s=POOL_SILENT_S),)):
         assert asking.hear(make_status(pools=pools), 0.1) is None
+        assert asking.hear(NO_POOL, 0.1) is None
     assert asking.hear(back, 0.2) is None, "the refusal was of the time before"
-    assert asking.hear(NO_POOL, 0.3) is None
-    assert asking.hear(back, 0.3) is NO_POOL
+    assert asking.hear(NO_POOL, 0.3) is NO_POOL
 
 
 def test_a_refusal_that_stays_is_told_in_the_end() -> None:
     asking = make_asking(is_run=True)
     for now_s in range(60):
-        asking.hear(NO_STREAM, now_s)
         asking.hear(make_status(streams=()), now_s)
+        asking.hear(NO_STREAM, now_s)
         asking.due(now_s)
     asking.hear(NO_STREAM, 60.0)
     with pytest.raises(OperationRefused, match="no train stream"):

@@ -17,6 +17,7 @@ from headrace.commands.scale import scale
 from headrace.commands.status import status
 from headrace.commands.stop import stop
 from headrace.commands.swap import swap
+from pipeline.config import load_job
 from pipeline.errors import ConfigError, PeerUnreachable, Problem
 from pipeline.json_lines import JsonLines
 from pipeline.operator import ChainRefused, OperationRefused
@@ -205,3 +206,28 @@ def test_a_run_whose_dispatcher_is_away_is_read_from_its_files_and_can_be_stoppe
         run(stop, "--run-dir", tmp_path)
     with pytest.raises(PeerUnreachable):
         run(status, "--connect", ENDPOINT)
+
+
+@pytest.mark.parametrize("spelled", ["strong.yaml", "../jobs/strong.yaml", "../link/strong.yaml", "{}/strong.yaml"])
+def test_a_chain_file_has_one_name_for_the_job_and_for_the_operator(
+    spelled: str, operator: FakeOperator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A swap to the job's own file must leave it to the file's edits, however both have spelled it."""
+    jobs, link = tmp_path / "jobs", tmp_path / "link"
+    (jobs / "run").mkdir(parents=True)
+    link.symlink_to("jobs")
+    (jobs / "shared.yaml").write_text("[HorizontalFlip]")
+    (jobs / "strong.yaml").symlink_to("shared.yaml")  # a link that is the file may be pointed elsewhere: an edit
+    spelled = spelled.format(link)
+    monkeypatch.chdir(jobs)
+    run(swap, spelled, "--connect", ENDPOINT)
+    (question,) = operator.asked
+    for folder in (jobs, link):
+        sources = {"digits": {"kind": "digits"}}
+        for chain in (spelled, [{"from_epoch": 0, "use": spelled}]):
+            job = {"sources": sources, "train": {"source": "digits", "chain": chain}}
+            (jobs / "job.yaml").write_text(json.dumps(job))
+            loaded = load_job(folder / "job.yaml")
+            assert question.chain.file == loaded.train_file == str(jobs / "strong.yaml")
+            held = loaded.config.train.chain
+            assert str(jobs / "strong.yaml") == (held if isinstance(held, str) else held[0]["use"])

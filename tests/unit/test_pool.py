@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 import signal
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import EXIT_USER_INPUT, RunFailed
+from pipeline.lease_events import BUILDING, IDLE, OPENING
 from pipeline.messages import AnyMessage, WorkerDied
+from pipeline.probes import PROBE_S, PROBE_SAMPLE_S
 from pipeline.service_messages import Condemned, Resize
 from workers import pool_member as module
 from workers.pool import FIRST_BACKOFF_S, LEAVE_S, LOOK_S, Pool, PoolConfig, WorkersRefused
-from workers.pool_member import FORK_SERVER_LOST
-from workers.progress import IDLE, ProgressSlot
+from workers.pool_member import FORK_SERVER_LOST, OPEN_S
+from workers.progress import ProgressSlot
 from workers.worker_config import REFUSAL
 
 HANG_S = 5.0
@@ -116,6 +119,67 @@ def test_a_worker_without_progress_is_killed_after_hang_s(bench: Bench) -> None:
     assert isinstance(died, WorkerDied)
     assert (died.by_itself, died.in_peace, died.position) == (True, False, 7)
     assert "no progress for 5 s" in died.cause
+
+
+def prepare(bench: Bench, what: int, *, hang_s: float = 60.0, probed: str = "") -> None:
+    """The present worker has begun to build a chain, or to open a source, and does not go on."""
+    bench.pool.config = replace(bench.pool.config, hang_s=hang_s)
+    worker = ProgressSlot(bench.current().progress_path)
+    worker.begin_slice("run/train", 1, probed=probed)
+    worker.begin_sample(what)
+
+
+def lasts(bench: Bench) -> tuple[float, WorkerDied]:
+    """How long the pool leaves the present worker alone, and what it says of it then."""
+    began_s, process, num_said = bench.now_s, bench.current(), len(bench.voice.said)
+    while process.exitcode is None:
+        bench.looks_for(LOOK_S)
+    died_s = bench.now_s
+    bench.looks_for(LOOK_S)
+    (died,) = bench.voice.said[num_said:]
+    bench.looks_for(20.0)  # whatever the backoff, another has begun
+    return int(died_s - began_s), typing.cast(WorkerDied, died)
+
+
+def test_a_worker_that_hangs_while_it_builds_a_chain_is_killed_after_hang_s(bench: Bench) -> None:
+    """A plug-in's constructor may block as its transform may; no sample is in work then, nor to blame."""
+    prepare(bench, BUILDING, hang_s=40.0)
+    lasted_s, died = lasts(bench)
+    assert (lasted_s, died.position, died.probed, died.by_itself) == (40, BUILDING, "", True)
+    assert died.cause.startswith("hung: no progress in building its chain for 40 s")
+
+
+@pytest.mark.parametrize(("what", "limit_s"), [(BUILDING, PROBE_S), (7, PROBE_SAMPLE_S)])
+def test_a_probe_has_less_time_than_a_slice(bench: Bench, what: int, limit_s: float) -> None:
+    """An operator waits for it, and no other chain is tried meanwhile; a shorter hang_s is kept to."""
+    for hang_s, expected_s in ((60.0, limit_s), (4.0, 4.0)):
+        prepare(bench, what, hang_s=hang_s, probed="ab" * 8)
+        lasted_s, died = lasts(bench)
+        assert (lasted_s, died.position, died.probed) == (expected_s, what, "ab" * 8)
+
+
+def test_a_source_may_take_long_to_open_and_longer_after_each_worker_that_was_killed_for_it(bench: Bench) -> None:
+    """Killed in its first index, a worker leaves nothing to the next one: with one limit none would ever be done."""
+    for number in range(3):
+        prepare(bench, OPENING, probed="ab" * 8)
+        lasted_s, died = lasts(bench)
+        assert lasted_s == OPEN_S * 2**number
+        assert not died.by_itself, "it may only have been slow"
+        assert "no progress in opening its source" in died.cause
+
+
+def test_all_workers_that_wait_for_one_index_double_the_limit_once(bench: Bench) -> None:
+    """One lists the folder, the others wait for it: it is one hang."""
+    bench.pool.obey(Resize(pool="p1", size=3, automatic=False))
+    bench.looks_for(LOOK_S)
+    bench.pool.config = replace(bench.pool.config, hang_s=60.0)
+    for member in bench.pool.members.values():
+        worker = ProgressSlot(member.config.progress_path)
+        worker.end_slice(delivered=False)
+        worker.begin_sample(OPENING)
+    bench.looks_for(OPEN_S + 3 * LOOK_S)
+    assert len(bench.voice.said) == 3
+    assert bench.pool.open_s == 2 * OPEN_S
 
 
 def test_a_pool_that_was_stopped_itself_kills_nobody_for_it(bench: Bench) -> None:

@@ -69,3 +69,17 @@ def test_only_the_asked_worker_answers():
     assert not probes.answered(PROBE, "w1")
     assert probes.answered(PROBE, "w2")
     assert not probes.answered(PROBE, "w2")
+
+
+def test_a_chain_that_can_not_be_built_is_refused_at_once_and_no_other_with_it():
+    """No sample has a part in it, so it would happen again; a kill from outside says as little as ever."""
+    probes, other = Probes(), (STREAM, "def")
+    for probe in (PROBE, other):
+        probes.ask(probe)
+        probes.assign(probe, "w1", 0.0)
+    gone = {"blame": True, "at": None, "building": PROBE}
+    assert probes.worker_gone("w1", "killed by SIGKILL", by_itself=False, **gone) == []
+    for probe in (PROBE, other):
+        probes.assign(probe, "w2", 0.0)
+    assert probes.worker_gone("w2", "hung", by_itself=True, **gone) == [(PROBE, "hung")]
+    assert probes.waiting() == [other]

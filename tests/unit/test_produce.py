@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from pipeline.recipe import BatchSpec, Chain, ChainNode, Decode, Recipe
 from pipeline.slice_header import QUARANTINED, SliceHeader
 from pipeline.sources.protocol import RawSample
 from pipeline.timeline import TimelineEntry
+from workers import produce as produce_module
 from workers.chain import compile_chain
-from workers.produce import MAX_ATTEMPTS, Producer, ReadFailed, StreamIsBroken
+from workers.produce import MAX_ATTEMPTS, PROBE_ENOUGH_S, Producer, ReadFailed, StreamIsBroken
 
 NUM_SAMPLES = 20
 NODES = (
@@ -38,11 +40,13 @@ class Shelf:
     def __init__(self, faults: dict[int, Exception] | None = None, wide: int = -1) -> None:
         self.faults = faults or {}
         self.wide = wide
+        self.num_reads = 0
 
     def __len__(self) -> int:
         return NUM_SAMPLES
 
     def read(self, index: int) -> RawSample:
+        self.num_reads += 1
         if index in self.faults:
             raise self.faults[index]
         width = 9 if index == self.wide else 8
@@ -62,7 +66,7 @@ def producer(shelf: Shelf | None = None) -> Producer:
     return Producer(spec, shelf or Shelf(), "w1")
 
 
-BATCH_SPEC: BatchSpec = producer().probe(("s", 1), CHAIN, Decode())
+BATCH_SPEC: BatchSpec = producer().probe(CHAIN, Decode())
 
 
 def make(
@@ -171,7 +175,7 @@ def test_a_source_without_a_good_sample_ends_the_stream_naming_the_first() -> No
     with pytest.raises(StreamIsBroken, match=rf"shelf\[{IDS[2]}\]: cut short\n.*{MAX_ATTEMPTS - 1} substitutes"):
         make(2, 3, shelf)
     with pytest.raises(StreamIsBroken, match="cut short"):
-        producer(shelf).probe(("s", 1), CHAIN, Decode())
+        producer(shelf).probe(CHAIN, Decode())
 
 
 def test_a_shape_that_changes_ends_the_stream_naming_sample_shapes_and_way_out() -> None:
@@ -189,6 +193,15 @@ def test_a_probe_tells_what_the_chain_delivers_and_spares_known_killers() -> Non
         ("label", "int64", ()),
     ]
     killer = Shelf({IDS[0]: AssertionError("touched")})
-    assert producer(killer).probe(("s", 1), CHAIN, Decode(), skip={0}) == BATCH_SPEC
+    assert producer(killer).probe(CHAIN, Decode(), skip={0}) == BATCH_SPEC
     with pytest.raises(StreamIsBroken, match="6x9x3"):
-        producer(Shelf(wide=IDS[0])).probe(("s", 1), CHAIN, Decode())
+        producer(Shelf(wide=IDS[0])).probe(CHAIN, Decode())
+
+
+def test_a_slow_chain_is_probed_on_fewer_samples_and_on_two_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slow may be meant so; of two samples one can tell that their shapes differ."""
+    clock = itertools.count(step=PROBE_ENOUGH_S)
+    monkeypatch.setattr(produce_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    shelf = Shelf()
+    assert producer(shelf).probe(CHAIN, Decode()) == BATCH_SPEC
+    assert shelf.num_reads == 2

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workers.progress import IDLE, Progress, ProgressSlot
+from pipeline.lease_events import IDLE
+from workers.progress import Progress, ProgressSlot
 
 
 def test_the_reader_sees_what_the_writer_wrote_last(tmp_path: Path) -> None:
@@ -20,6 +21,11 @@ def test_the_reader_sees_what_the_writer_wrote_last(tmp_path: Path) -> None:
 
     writer.end_slice(delivered=True)
     assert reader.read() == Progress(counter=3, position=IDLE, num_delivered=1, stream="run/train", incarnation=7)
+
+    writer.begin_slice("run/train", 7, probed="0123456789abcdef")
+    assert reader.read().probed == "0123456789abcdef"
+    writer.begin_slice("run/train", 7)
+    assert reader.read().probed == ""
 
 
 def test_every_sign_of_life_raises_the_counter(tmp_path: Path) -> None:

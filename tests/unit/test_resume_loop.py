@@ -4,6 +4,7 @@ import contextlib
 import math
 import random
 import shutil
+import sys
 from pathlib import Path
 
 import msgspec
@@ -17,8 +18,10 @@ from pipeline.json_lines import encode_line, read_lines
 from pipeline.resume import choose_checkpoint
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_metrics
+from pipeline.user_code import PRIVATE_PREFIX, load_attribute, source_digest
 from tests.memory_streams import IMAGE, SPEC, MemoryStreams, make_job
 from trainer import checkpoint_writer
+from trainer.checkpoint import load_model
 from trainer.loop import train
 from trainer.stopping import StopRequest
 
@@ -168,13 +171,88 @@ def test_a_model_is_made_again_as_it_was_though_images_have_another_shape_by_now
     assert outcome(tmp_path / "unsaved") == outcome(tmp_path / "calm")
 
 
+def edit(file, old, new):
+    """As between two attempts: what is loaded of it is forgotten."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    for name in [name for name in sys.modules if name.startswith(PRIVATE_PREFIX)]:
+        del sys.modules[name]
+
+
+def test_each_attempt_and_checkpoint_has_the_digest_of_the_factorys_source(tmp_path):
+    """Before and after an edit that was accepted: of what it trained with itself."""
+    job, path, expected = noisy_job(tmp_path), tmp_path / "run", []
+    for until in (5, 9):
+        expected.append(source_digest("net.py", tmp_path))
+        with pytest.raises(Killed):
+            attempt(job, path, until=until)
+        assert choose_checkpoint(path).state["model"]["factory_sha256"] == expected[-1]
+        edit(tmp_path / "net.py", "0.1", "0.11")
+    events = [event for event in read_lines(path / "journal.jsonl") if event["action"] == "training_started"]
+    assert [event["factory_sha256"] for event in events] == expected
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected", "got"),
+    [
+        ("Linear(64, 12)", "Linear(64, 12, bias=False)", r"body\.1\.bias \(12,\)", r"body\.1\.bias \(absent\)"),
+        ("Linear(12, num", "Linear(5, num", r"head\.weight \(3, 12\)", r"head\.weight \(3, 5\)"),
+    ],
+)
+def test_a_factory_that_makes_another_model_by_now_is_refused_with_both_sides(old, new, expected, got, tmp_path):
+    """Not a traceback out of torch: also where the model is loaded by itself."""
+    job, path = noisy_job(tmp_path), tmp_path / "run"
+    with pytest.raises(Killed):
+        attempt(job, path, until=9)
+    edit(tmp_path / "net.py", old, new)
+    edit(tmp_path / "net.py", "self.body(images)", "self.body(images)[:, : self.head.in_features]")
+    text = (
+        rf"net\.py:make: model\n  expected: {expected}, as in .*step-00000008/model\.pt\n  got:      {got}\n  to go on"
+    )
+    with pytest.raises(ConfigError, match=text):
+        attempt(job, path)
+    with pytest.raises(ConfigError, match=text):
+        load_model(path / "checkpoints/step-00000008", lambda input_shape, num_classes: made(tmp_path, num_classes))
+
+
+def made(folder, num_classes):
+    return load_attribute("net.py:make", folder)((1, 8, 8), num_classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "got"),
+    [
+        ("net.head.requires_grad_(False)", r"6 trainable parameters, as in .*train\.pt", "4"),
+        (
+            "net.__delattr__('body') or setattr(net, 'body', body)",
+            r"body\.1\.weight, .* in this order",
+            r"head\.weight, ",
+        ),
+    ],
+    ids=["one is frozen", "two have changed places"],
+)
+def test_what_an_optimizer_has_gathered_goes_to_no_other_parameter(change, expected, got, tmp_path):
+    """All tensors fit by name; but it knows parameters by their place among those it trains."""
+    job, path = noisy_job(tmp_path), tmp_path / "run"
+    with pytest.raises(Killed):
+        attempt(job, path, until=9)
+    edit(
+        tmp_path / "net.py",
+        "return Noisy(num_classes)",
+        f"net = Noisy(num_classes); body = net.body; {change}; return net",
+    )
+    with pytest.raises(ConfigError, match=rf"net\.py:make: model\n  expected: {expected}.*\n  got:      {got}"):
+        attempt(job, path)
+
+
 def test_a_wish_to_stop_in_the_middle_of_an_evaluation_leaves_no_trace_of_it(tmp_path, calm):
     """It is done again from its beginning; what it would have told the schedule is told once."""
     job, path, stop = noisy_job(tmp_path), tmp_path / "run", StopRequest()
 
     class Interrupted(MemoryStreams):
-        def evaluate(self):
-            for number, batch in enumerate(super().evaluate()):
+        def evaluate(self, step):
+            for number, batch in enumerate(super().evaluate(step)):
                 if number == 2:
                     stop.request("test")
                 yield batch

@@ -84,8 +84,44 @@ def test_a_damaged_line_before_an_intact_one_is_an_error_that_names_it(tmp_path)
     path = tmp_path / "some.jsonl"
     append_all(path, [{"step": 0}, {"step": 1}, {"step": 2}])
     path.write_bytes(path.read_bytes().replace(b'"step":1', b'"step":7'))
-    with pytest.raises(RunFailed, match=r"some\.jsonl:2: this line is damaged, and line 3"):
+    with pytest.raises(RunFailed, match=r"some\.jsonl:2: line 2 is damaged\n  expected: .*line 3 is intact"):
         read_lines(path)
+
+
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_a_damaged_last_line_is_an_error_where_each_line_was_synced_and_left_out_where_none_was(is_synced, tmp_path):
+    """What was synced before it counted holds, whatever became of it; a power cut leaves anything behind a sync."""
+    path = tmp_path / "some.jsonl"
+    append_all(path, [{"step": 0}, {"step": 1}, {"step": 2}])
+    damaged = path.read_bytes().replace(b'"step":1', b'"step":7').replace(b'"step":2', b'"step":7')
+    path.write_bytes(damaged)
+    if is_synced:
+        with pytest.raises(RunFailed, match=r"some\.jsonl:2: line 2 is damaged"):
+            read_lines(path, is_synced=True)
+        with pytest.raises(RunFailed, match=r"some\.jsonl:2: line 2 is damaged"):
+            JsonLines(path, attempt=2, is_synced=True)
+        assert path.read_bytes() == damaged
+    else:
+        lines = JsonLines(path, attempt=2, is_synced=False)
+        lines.close()
+        assert (lines.num_lines, lines.num_damaged) == (1, 2)
+        append_all(path, [{"step": 1}], attempt=2)
+        assert [line["step"] for line in read_lines(path)] == [0, 1]
+
+
+@pytest.mark.parametrize("is_synced", [True, False])
+def test_a_torn_end_is_cut_by_the_line_that_takes_its_place_and_not_before(is_synced, tmp_path):
+    """Who opened the file may still refuse to go on with it, and then leaves it as it was."""
+    path = tmp_path / "some.jsonl"
+    append_all(path, [{"step": 0}, {"step": 1}])
+    torn = path.read_bytes()[:-1]
+    path.write_bytes(torn)
+    lines = JsonLines(path, attempt=2, is_synced=is_synced)
+    lines.sync()
+    assert (lines.num_lines, lines.num_damaged, path.read_bytes()) == (1, 0, torn)
+    lines.append({"step": 7})
+    lines.close()
+    assert [line["step"] for line in read_lines(path, is_synced=is_synced)] == [0, 7]
 
 
 def test_a_line_is_one_write_and_a_synced_file_is_synced_before_append_returns(tmp_path, monkeypatch):

@@ -6,14 +6,16 @@ import shutil
 import msgspec
 import pytest
 
-from pipeline.config import dump_job, load_job
+from pipeline.config import dump_job, load_job, parse_chain
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line, read_lines
+from pipeline.quarantine import attempts_at, entry_of
 from pipeline.resume import choose_checkpoint, require_one_timeline, require_whole_quarantine
 from pipeline.run_folder import RunFolder, live_run
 from pipeline.run_history import (
     has_had_checkpoints,
     job_text,
+    kept_chain,
     load_recipe,
     load_run_job,
     num_unrecorded_steps,
@@ -73,6 +75,47 @@ def test_the_runs_job_is_the_one_it_was_begun_with_whatever_became_of_its_chain_
     ]
 
 
+def test_a_chain_file_that_can_not_be_used_is_replaced_by_what_the_run_read_last_from_it(job_file, tmp_path):
+    """A bad edit ends no run that is resumed; where the run has no such chain, or not as it was, the job is refused."""
+    job, run = load_job(job_file), tmp_path / "run"
+    live = job.recipe_of(parse_chain(b"[Transpose, Normalize, ToTensorV2]", "strong.yaml"))
+    with new_run(job, run) as folder:
+        folder.append_timeline(change(entry(0, job.train.digest)))
+        folder.write_recipe(live)
+        folder.append_timeline(TimelineChange(from_step=4, entries=(), why="edit", files={job.train_file: live.digest}))
+    for name in ("strong", "eval"):
+        (tmp_path / f"{name}.yaml").write_text("- [")
+
+    def resumed():
+        return load_job(job_file, kept=lambda config, file: kept_chain(run, file))
+
+    again = resumed()
+    assert (again.train.digest, again.eval.digest) == (live.digest, job.eval.digest)
+    assert sorted(again.refused_files) == [job.eval_file, job.train_file]
+    assert str(again.refused_files[job.train_file][0]).startswith(f"{job.train_file}:1")
+    assert kept_chain(run, str(tmp_path / "other.yaml")) is None
+    path = run / f"chains/{live.digest}.yaml"
+    for damaged in (path.read_text().replace("Transpose", "HorizontalFlip"), "", None):
+        path.unlink() if damaged is None else path.write_text(damaged)
+        with pytest.raises(ConfigError, match=r"strong\.yaml:1"):
+            resumed()
+    shutil.rmtree(run)
+    with pytest.raises(ConfigError, match=r"strong\.yaml:1(.|\n)*eval\.yaml:1|eval\.yaml:1(.|\n)*strong\.yaml:1"):
+        resumed()
+
+
+def test_a_runs_job_that_an_older_version_spelled_otherwise_is_the_same_job(job_file, tmp_path):
+    """Its chains are no other schedule for having been written with `..`."""
+    job = load_job(job_file)
+    new_run(job, tmp_path / "run").close()
+    path = tmp_path / "run/job.yaml"
+    path.write_text(path.read_text().replace(f"{tmp_path}/", f"{tmp_path}/run/../"))
+    again = load_run_job(tmp_path / "run")
+    assert (again.config.train.chain, again.config.eval.chain) == (job.config.train.chain, job.config.eval.chain)
+    assert (again.train_file, again.later, again.eval_file) == (job.train_file, again.later, job.eval_file)
+    assert [each.file for each in again.later] == [each.file for each in job.later]
+
+
 def test_a_recipe_comes_back_from_its_digest_and_what_differs_is_told_apart(job_file, tmp_path):
     """An edited chain file, and a plug-in that is another now, call for different things."""
     job = load_job(job_file)
@@ -112,7 +155,21 @@ def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):
         folder.append_quarantine({"stream": "eval", "position": 2, "lost_attempt": 0})
     metrics = read_metrics(tmp_path / "run")
     assert [(line["attempt"], line["loss"]) for line in metrics.values()] == [(1, 1.0), (2, 3.0)]
-    assert read_quarantine(tmp_path / "run") == {"train": {9: 2}, "eval": {2: 1}}
+    train, held_out = read_quarantine(tmp_path / "run").values()
+    assert (attempts_at(train, 1), attempts_at(held_out, 1)) == ({9: 2}, {2: 1})
+
+
+def test_a_sample_lost_in_an_evaluation_is_replaced_from_that_one_on():
+    """Entries of older versions tell no step: they hold for all."""
+    records = [
+        {"position": 5, "lost_attempt": 0, "step": 20},
+        {"position": 5, "lost_attempt": 1, "step": 30},
+        {"position": 5, "lost_attempt": 0, "step": 40},  # of an attempt that went on from before step 30
+        {"position": 6, "lost_attempt": 0},
+    ]
+    entries = [entry_of(record) for record in records]
+    found = [attempts_at(entries, step) for step in (0, 19, 20, 30, 40)]
+    assert found == [{6: 1}, {6: 1}, {5: 1, 6: 1}, {5: 2, 6: 1}, {5: 2, 6: 1}]
 
 
 def test_a_resumed_folder_is_tidied_of_what_a_crash_left(tmp_path):
@@ -195,6 +252,22 @@ def test_a_timeline_that_all_files_agree_on_is_the_runs(tmp_path):
     assert (resumed.step, resumed.free_from_step, sorted(resumed.recorded)) == (8, 12, [8, 9, 10, 11])
 
 
+def test_chain_files_that_an_older_version_spelled_otherwise_are_known_again(tmp_path):
+    """With `..`, or by way of a link; the checkpoint's copy of the timeline as well."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "link").symlink_to("jobs")
+    path, name = tmp_path / "run", str(tmp_path / "jobs" / "strong.yaml")
+    spelled = [str(tmp_path / "jobs/../jobs/strong.yaml"), str(tmp_path / "link/strong.yaml")]
+    entries = [msgspec.structs.replace(entry(10 * number), file=file) for number, file in enumerate(spelled)]
+    with RunFolder.create(path, "job\n") as folder:
+        change = TimelineChange(from_step=0, entries=tuple(entries), why="start", files={spelled[0]: "aa"})
+        folder.append_timeline(change)
+        state = {"step": 8, "timeline": msgspec.to_builtins(entries), "timeline_lines": 1}
+        folder.write_checkpoint(8, {}, state)
+    assert [each.file for each in require_one_timeline(path, choose_checkpoint(path))] == [name, name]
+    assert read_changes(path)[0].files == {name: "aa"}
+
+
 def test_a_swap_that_is_missing_from_the_timeline_is_noticed(tmp_path):
     """By the journal, which counts its lines; and, were that cut as well, by the steps done under it."""
     path = run_with_a_swap(tmp_path / "run")
@@ -262,10 +335,14 @@ def test_a_substituted_sample_that_is_missing_from_the_quarantine_is_noticed(kno
         (path / "journal.jsonl").unlink()
     require_whole_quarantine(path, choose_checkpoint(path))
     whole = (path / "quarantine.jsonl").read_bytes()
-    for damaged, num_lines in ((whole[:-9] + b"x" + whole[-8:], 1), (b"", 0)):
+    for damaged, num_lines in ((whole[:-9], 1), (b"", 0)):
         (path / "quarantine.jsonl").write_bytes(damaged)
         with pytest.raises(RunFailed, match=rf"expected: 2 lines\n  got:      {num_lines}: lines are missing"):
             require_whole_quarantine(path, choose_checkpoint(path))
+    (path / "quarantine.jsonl").write_bytes(whole[:-9] + b"x" + whole[-8:])
+    with pytest.raises(RunFailed, match=r"quarantine\.jsonl:2: line 2 is damaged"):
+        require_whole_quarantine(path, choose_checkpoint(path))
+    (path / "quarantine.jsonl").write_bytes(b"")
     require_whole_quarantine(path, choose_checkpoint(path, 4), is_going_back=True)
 
 

@@ -149,7 +149,9 @@ def test_the_window_as_a_limit_is_told_as_such() -> None:
 
 
 def test_several_jobs_have_a_line_each_and_one_can_be_named() -> None:
-    status = make_status(streams=(make_stream("a/train"), make_stream("b/train"), make_stream("b/eval")))
+    status = make_status(
+        streams=(make_stream("a/train"), make_stream("b/train"), make_stream("b/eval"), make_stream("b/look"))
+    )
     assert shown(status).count("100/400") == 2
     assert "step 100 of 400" in shown(status, "b/train")
     assert "no job here has a stream called c/train" in shown(status, "c/train")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import weakref
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from pipeline.job import ArraysSource
-from pipeline.messages import OpenStream, StreamSpec
+from pipeline.lease_events import BUILDING, OPENING
+from pipeline.messages import Lease, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Chain, ChainNode, Recipe
 from pipeline.sources import Source, open_source
 from pipeline.timeline import TimelineEntry
+from workers import streams as streams_module
+from workers.progress import ProgressSlot
 from workers.streams import OpenStreams, StreamId
 from workers.unserved import CannotServe
 
@@ -24,10 +29,10 @@ FLIP, INVERT = (
 class Bench:
     """A worker's streams over one source, whose content can be changed."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, progress: ProgressSlot | None = None) -> None:
         self.config = ArraysSource(path=folder / "photos.npz")
         self.write(8)
-        self.streams = OpenStreams({"photos": self.config}, (), folder, "w1")
+        self.streams = OpenStreams({"photos": self.config}, (), folder, "w1", progress)
 
     def write(self, num_samples: int) -> Source:
         """The source, changed, as a trainer opens it."""
@@ -100,3 +105,50 @@ def test_what_no_open_stream_needs_is_dropped(bench: Bench) -> None:
     for number, expected in enumerate(([True, True, True], [True, False, True], [False, False, False])):
         bench.streams.close(streams[number])
         assert expected == alive()
+
+
+def test_a_stream_that_is_swapped_keeps_the_chains_it_still_names_and_no_others(bench: Bench) -> None:
+    """A job of days is swapped hundreds of times, and each worker is told each time what may still come."""
+    source = bench.write(8)
+    for number in range(100):
+        recipe = Recipe(
+            chain=Chain(file="chain.yaml", nodes=(ChainNode(name="HorizontalFlip", params={"p": number / 100}),))
+        )
+        stream = bench.open("s", source, recipe)
+        bench.probe(stream, recipe)
+        assert list(bench.streams._chains) == [recipe.digest]
+        assert list(bench.streams._probed) == [(stream, recipe.digest)]
+    bench.open("t", source, INVERT)
+    assert list(bench.streams._chains) == [recipe.digest], "another stream's message changes nothing here"
+
+
+def test_opening_a_source_and_building_a_chain_are_work_that_the_pool_can_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Either may hang, and a worker that seems idle is never killed for it."""
+    slot, seen = ProgressSlot(tmp_path / "progress"), []
+
+    def watch(name: str) -> None:
+        real = getattr(streams_module, name)
+
+        def watched(*args: Any) -> Any:
+            last = slot.read()
+            seen.append((last.position, last.stream, last.probed))
+            return real(*args)
+
+        monkeypatch.setattr(streams_module, name, watched)
+
+    watch("open_source")
+    watch("compile_chain")
+    bench = Bench(tmp_path, slot)
+    stream = bench.open("s", bench.write(8))
+    bench.probe(stream)
+    assert seen == [(OPENING, "s", FLIP.digest), (BUILDING, "s", FLIP.digest)]
+    bench.streams._chains.clear()
+    spec = bench.streams.probe(stream, FLIP.digest)
+    bench.streams._streams[stream] = msgspec.structs.replace(
+        bench.streams._streams[stream], batch_specs={FLIP.digest: spec}
+    )
+    bench.streams.make(Lease(number=1, stream="s", incarnation=1, start=0, stop=4, recipe=FLIP.digest))
+    assert seen[2:] == [(BUILDING, "s", "")]
+    assert slot.read().position == 3

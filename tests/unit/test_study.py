@@ -121,6 +121,8 @@ def test_overrides_change_the_study(tmp_path: Path) -> None:
 
 def test_studies_are_told_from_jobs(tmp_path: Path) -> None:
     assert is_study_file(written(tmp_path))
+    (tmp_path / "misspelled.yaml").write_text("job: job.yaml\naxess: {}\n")
+    assert is_study_file(tmp_path / "misspelled.yaml")
     assert not is_study_file(tmp_path / "job.yaml")
     assert not is_study_file(tmp_path / "absent.yaml")
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from pipeline.job import JobConfig
+from pipeline.errors import ConfigError
+from pipeline.job import JobConfig, ModelSection
 from trainer.batch import Batch
-from trainer.models import build_model
+from trainer.models import Factory, build_model
 from trainer.study_claims import has_blown_up
 from trainer.study_records import RunRecord
 from trainer.study_training import Images, Plan, StudyRun, draw_by_formula
@@ -46,8 +50,28 @@ def config(
     )
 
 
-def trained(job: JobConfig, *, weights_std: str = "", neighbours: tuple[JobConfig, ...] = ()) -> RunRecord:
-    runs = [StudyRun(one, {}, PLAN, IMAGES, weights_std=weights_std) for one in (job, *neighbours)]
+class Drawing(nn.Module):
+    """Draws from all three generators in every training step."""
+
+    def __init__(self, input_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), 16), nn.Dropout(0.5))
+        self.head = nn.Linear(16, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        factor = random.random() + np.random.random() if self.training else 1.0
+        return self.head(factor * self.layers(images))  # type: ignore[no-any-return]
+
+
+def trained(
+    job: JobConfig,
+    *,
+    weights_std: str = "",
+    neighbours: tuple[JobConfig, ...] = (),
+    factory: Factory | None = None,
+    plan: Plan = PLAN,
+) -> RunRecord:
+    runs = [StudyRun(one, {}, plan, IMAGES, weights_std=weights_std, factory=factory) for one in (job, *neighbours)]
     for step in range(PLAN.num_steps):
         for run in runs:
             run.step(batch(step))
@@ -66,6 +90,34 @@ def test_equal_runs_have_equal_records_whatever_trains_beside_them() -> None:
     assert [0, 3, 5] == [depth.step for depth in alone.depths]
     assert [0, 3, 6] == [judged.step for judged in alone.judged]
     assert all(len(depth.delta_rms) == 7 for depth in alone.depths)
+
+
+def test_what_a_model_draws_does_not_depend_on_who_trains_beside_it() -> None:
+    """Dropout, and a model that asks Python's or NumPy's generators: each run goes on with its own numbers. Nor does
+    it depend on how often the run is judged."""
+    job = config().model_copy(update={"model": ModelSection(kind="factory", factory="user:Drawing")})
+    alone = trained(job, factory=Drawing)
+    beside = trained(job, neighbours=(job.model_copy(update={"seed": 5}),), factory=Drawing)
+    assert without_time(alone) == without_time(beside)
+    judged_more = trained(job, factory=Drawing, plan=replace(PLAN, evaluate_every=1))
+    assert alone.last_loss == judged_more.last_loss
+
+
+def test_lsuv_scales_a_runs_weights_on_its_first_batch() -> None:
+    """Before anything is judged or measured; weights by formula are nobody else's business."""
+    lsuv, orthogonal = trained(config("lsuv")), trained(config("orthogonal"))
+    assert lsuv.depths[0].forward_std == pytest.approx([1.0] * 7, abs=0.11)
+    assert orthogonal.depths[0].forward_std != pytest.approx([1.0] * 7, abs=0.11)
+    assert lsuv.judged[0].train_loss != orthogonal.judged[0].train_loss
+    by_formula = trained(config("lsuv"), weights_std="0.01")
+    assert by_formula.depths[0] == trained(config("orthogonal"), weights_std="0.01").depths[0]
+
+
+def test_a_first_batch_that_lsuv_cannot_scale_by_is_refused_by_name() -> None:
+    spoiled = replace(batch(0), images=torch.full_like(batch(0).images, math.nan))
+    run = StudyRun(config("lsuv"), {}, PLAN, IMAGES, file="job.yaml")
+    with pytest.raises(ConfigError, match=r"^job\.yaml: model\.init\n  expected: for lsuv, at least two images"):
+        run.step(spoiled)
 
 
 def test_slopes_tell_right_weights_from_small_and_large_ones() -> None:

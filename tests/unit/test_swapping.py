@@ -284,6 +284,17 @@ def test_back_to_previous_takes_the_file_along() -> None:
     assert world.written[-1][1].files == {}, "a rollback read no file"
 
 
+def test_a_swap_to_the_jobs_own_file_leaves_it_to_its_edits() -> None:
+    """It has read the file: what was swapped to, and taken back, is no edit of the time when the run was down."""
+    world = World()
+    world.swapping.ask(command(recipe("mended", "strong.yaml")), 5)
+    world.probed(recipe("mended", "strong.yaml"), 5)
+    assert world.written[-1][1].files == {"strong.yaml": recipe("mended").digest}
+    world.swapping.ask(edit(OTHER, 1), 10)
+    world.probed(OTHER, 10)
+    assert world.recipes(5, 10) == [recipe("mended").digest, OTHER.digest]
+
+
 def test_back_to_previous_takes_a_swap_back_that_is_still_to_come() -> None:
     """It begins where that swap would have begun, and not before: nobody asked for it sooner."""
     world = World()

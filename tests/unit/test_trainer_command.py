@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from contextlib import contextmanager
+from itertools import islice
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from pipeline.errors import ConfigError, RunFailed, Stopped
 from pipeline.json_lines import read_lines
 from pipeline.plan import open_job_source
 from pipeline.recipe import BatchSpec, FieldSpec, Finish
+from pipeline.user_code import PRIVATE_PREFIX
 from trainer.batch import Batch
 from trainer.checkpoint import load_model
 from trainer.record import Progress, Summary
@@ -28,6 +30,27 @@ train: {source: digits, chain: [Normalize, ToTensorV2], epochs: 2}
 eval: {source: digits, chain: [Normalize, ToTensorV2]}
 model: {kind: mlp, width: 4, depth: 1}
 """
+NET = """
+from torch import nn
+
+def make(input_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.ReLU(), nn.Linear(4, num_classes))
+"""
+
+
+def random_batches(num_steps):
+    for step in range(num_steps):
+        yield Batch(
+            step=step,
+            epoch=step,
+            start=4 * step,
+            stop=4 * step + 4,
+            recipe="abc",
+            digest="ff",
+            images=torch.randn(4, 1, 8, 8),
+            labels=torch.tensor([0, 1, 0, 1]),
+            sample_ids=torch.arange(4),
+        )
 
 
 class TwoSteps:
@@ -45,21 +68,13 @@ class TwoSteps:
         self.train = self
 
     def __iter__(self):
-        for step in range(self.num_steps):
-            yield Batch(
-                step=step,
-                epoch=step,
-                start=4 * step,
-                stop=4 * step + 4,
-                recipe="abc",
-                digest="ff",
-                images=torch.randn(4, 1, 8, 8),
-                labels=torch.tensor([0, 1, 0, 1]),
-                sample_ids=torch.arange(4),
-            )
+        yield from random_batches(self.num_steps)
 
-    def evaluate(self):
+    def evaluate(self, step):
         yield next(iter(self))
+
+    def look(self, num_batches):
+        yield from islice(random_batches(self.num_steps), num_batches)
 
 
 @pytest.fixture
@@ -168,6 +183,9 @@ def test_a_summary_says_when_steps_were_skipped(tmp_path):
         ({"from_step": 4}, "--from\n  expected: --resume beside it"),
         ({"accept_changes": True}, "--accept-changes\n  expected: --resume beside it"),
         ({"timeline": "timeline.jsonl", "resume": True}, "--timeline\n  expected: a new run"),
+        ({"try_fix": True, "from_step": 0}, "--from\n  expected: a training that is saved"),
+        ({"try_fix": True, "branch": True}, "--branch\n  expected: a training that is saved"),
+        ({"try_fix": True, "accept_changes": True}, "--accept-changes\n  expected: a training that is saved"),
         ({"workers": "many"}, "--workers\n  expected: a number of worker processes from 0, or auto"),
     ],
 )
@@ -204,9 +222,7 @@ def test_a_run_that_an_operator_stopped_before_its_first_step_is_resumable(opene
 
 def test_a_resumed_run_that_is_stopped_while_it_waits_for_its_first_batch_is_resumable(opened, tmp_path, monkeypatch):
     """It has no checkpoint, but its folder stays, and exit code 4 says so."""
-    digits = open_job_source(load_job(tmp_path / "job.yaml").config, "job.yaml", 0, "digits")
-    monkeypatch.setattr(TwoSteps, "fingerprints", {"digits": digits.fingerprint})
-    monkeypatch.setattr(TwoSteps, "classes", digits.classes)
+    give_digits(tmp_path / "job.yaml", monkeypatch)
 
     def stopped(self):
         signal.raise_signal(signal.SIGTERM)
@@ -223,3 +239,48 @@ def test_a_resumed_run_that_is_stopped_while_it_waits_for_its_first_batch_is_res
     with pytest.raises(Stopped, match="--resume") as caught:
         command.train(tmp_path / "job.yaml", resume=True)
     assert caught.value.exit_code == 4
+
+
+def test_an_edited_model_factory_is_told_with_both_sides_and_trained_on_only_if_it_is_accepted(
+    opened, tmp_path, monkeypatch, capsys
+):
+    """The job's text is the same, and so are the shapes: only its source tells that it is another model."""
+    give_digits(tmp_path / "job.yaml", monkeypatch)
+    net = tmp_path / "net.py"
+    net.write_text(NET)
+    (tmp_path / "job.yaml").write_text(
+        JOB.replace("{kind: mlp, width: 4, depth: 1}", "{kind: factory, factory: net.py:make}")
+    )
+
+    def died(self):
+        raise RunFailed("the disk is full")
+        yield
+
+    real = TwoSteps.__iter__
+    monkeypatch.setattr(TwoSteps, "__iter__", died)
+    with pytest.raises(RunFailed):
+        command.train(tmp_path / "job.yaml")
+    monkeypatch.setattr(TwoSteps, "__iter__", real)
+    edit(net, NET.replace("ReLU", "Tanh"))
+    both = (
+        r"job\.yaml: model\.factory: source of .*net\.py:make\n  expected: 'sha256 \w{64}', as in .*/journal\.jsonl\n"
+    )
+    with pytest.raises(ConfigError, match=both + r"  got:      'sha256 \w{64}'\n  to go on: .*--accept-changes"):
+        command.train(tmp_path / "job.yaml", resume=True)
+    capsys.readouterr()
+    command.train(tmp_path / "job.yaml", resume=True, accept_changes=True)
+    assert "accepted (--accept-changes)" in capsys.readouterr().out
+
+
+def give_digits(job, monkeypatch):
+    """The streams are of the job's own source, as a resumed run must find."""
+    digits = open_job_source(load_job(job).config, "job.yaml", 0, "digits")
+    monkeypatch.setattr(TwoSteps, "fingerprints", {"digits": digits.fingerprint})
+    monkeypatch.setattr(TwoSteps, "classes", digits.classes)
+
+
+def edit(file, text):
+    """As between two commands: what is loaded of it is forgotten."""
+    file.write_text(text)
+    for name in [name for name in sys.modules if name.startswith(PRIVATE_PREFIX)]:
+        del sys.modules[name]

@@ -30,7 +30,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
     },
     "EXPLODE_FWD": {
         "": "multiply the initial weights of {layers} by {gain:.3g} ({init_advice}), or use LSUV, or a norm layer "
-        "after each"
+        "after each and zero weights in the last layer, which no norm follows"
     },
     "EXPLODE": {
         "spike": "look at the batch first{replay}; if it is in order, clip the global norm at {p90:.3g} (the 90th "

@@ -187,6 +187,19 @@ def _by_norms(case: Case, verdict: Verdict) -> Case:
     return _then(case, change)
 
 
+def _by_norms_and_head(case: Case, verdict: Verdict) -> Case:
+    """Norm layers alone leave a last layer whose logits are as loud as before."""
+    assert "zero weights in the last layer" in verdict.fix
+
+    @torch.no_grad()
+    def change(run: Run) -> None:
+        head = spoils.layers_of(run)[-1]
+        assert isinstance(head.weight, nn.Parameter)
+        head.weight.zero_()
+
+    return _then(_by_norms(case, verdict), change)
+
+
 def _by_rate(case: Case, verdict: Verdict) -> Case:
     return replace(case, lr=number_after("(to", verdict.fix))
 
@@ -296,13 +309,13 @@ def _by_attaching(case: Case, verdict: Verdict) -> Case:
 
 _LAW = Cure(name="law", apply=_by_law)
 _NORMS = Cure(name="norm layers", apply=_by_norms)
-_SCALES = (Cure(name="weights x factor", apply=_by_factor("by")), Cure(name="LSUV", apply=_by_lsuv), _NORMS)
+_SCALES = (Cure(name="weights x factor", apply=_by_factor("by")), Cure(name="LSUV", apply=_by_lsuv))
 _RATE = Cure(name="learning rate", apply=_by_rate)
 
 CURES: Mapping[str, tuple[Cure, ...]] = {
     "VANISH_BWD/": (_LAW, _NORMS),
-    "COLLAPSE_FWD/": _SCALES,
-    "EXPLODE_FWD/": _SCALES,
+    "COLLAPSE_FWD/": (*_SCALES, _NORMS),
+    "EXPLODE_FWD/": (*_SCALES, Cure(name="norm layers, head", apply=_by_norms_and_head)),
     "EXPLODE/depth": (_LAW,),
     "EXPLODE/growth": (Cure(name="rate and clip", apply=_by_rate_and_clip),),
     "UPDATE_RATIO/large": (_RATE,),
