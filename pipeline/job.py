@@ -199,7 +199,8 @@ class CheckpointSection(Section):
     every_steps: NonNegativeInt = 200
     """Steps between checkpoints; 0: only at the end and when stopped. A crash repeats at most so many steps."""
     keep: PositiveInt = 3
-    """The newest so many stay: one may turn out damaged, and the one before it was good."""
+    """The newest so many stay: one may turn out damaged, and the one before it was good. The newest that is healthy
+    stays besides, however old it gets."""
     keep_best: Literal["held_out_accuracy", "held_out_loss"] | None = None
     """Also keep the checkpoint with the best of this, judged at each evaluation."""
     grace_s: PositiveFloat = 30.0

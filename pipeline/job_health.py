@@ -134,7 +134,8 @@ class HealthSection(Section):
     """Steps between samples of every layer. `auto`: as often as costs at most 3 % of the time, by this machine's clock;
     with a number, equal runs are looked at in equal steps, and have equal verdicts."""
     light_every_steps: Interval = "auto"
-    """Steps between looks at norms alone. `auto`: every one, where that costs at most 1 % of the time."""
+    """Steps between looks at each parameter's norm; loss and norm of all together are judged in every step. `auto`:
+    every one, where that costs at most 1 % of the time."""
     line_every_steps: NonNegativeInt = 200
     """Steps between lines on the terminal that say how the gradients are; 0: none."""
     lint: bool = True
