@@ -63,8 +63,9 @@ class Home:
         lasting = {self.runtime / "headrace"}
         left = [str(path) for path in found if path not in lasting and not path.name.startswith("torchinductor_")]
         # Shared memory has no home: what is new and in nobody's use was forgotten, by us or by whoever else runs here.
+        # What is gone again a moment later was another program's, on its way to be used.
         new = _shared_memory() - self._others_memory
-        return left + sorted(new - _in_use() if new else new)
+        return left + sorted((new - _in_use()) & _shared_memory() if new else new)
 
     def assert_empty_soon(self) -> None:
         """Nothing is left within the law's time."""
