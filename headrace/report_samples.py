@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, HeadraceError
 from pipeline.json_lines import iter_lines
 from pipeline.run_history import read_timeline
 from pipeline.timeline import TimelineEntry
-from trainer.report import SamplePicture, SampleSheet
+from trainer.report_sheets import SamplePicture, SampleSheet
 
 if TYPE_CHECKING:
     import numpy as np

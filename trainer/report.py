@@ -9,44 +9,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.durable import write_whole
 from pipeline.errors import ConfigError, Problem, RunFailed
+from trainer.report_sheets import SampleSheet
 
 FILE_NAME = "report.html"
 _LIBRARIES = ("matplotlib", "jinja2", "markupsafe")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplePicture:
-    """One sample before and after its chain."""
-
-    name: str
-    class_name: str
-    original: bytes
-    """PNG or JPEG."""
-    augmented: bytes
-    size: str
-    """Of both, such as `64x48 to 32x32`."""
-    is_small: bool
-    """Shown enlarged, with hard edges."""
-    applied: tuple[str, ...]
-    """One line a transform that ran."""
-    warning: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SampleSheet:
-    """The first samples that were trained on under one recipe, or why they can't be shown."""
-
-    recipe: str
-    title: str
-    note: str
-    """What is shown, and whether the batch is the recorded one."""
-    pictures: tuple[SamplePicture, ...] = ()
-    problem: str = ""
 
 
 def write_report(folder: Path, out: Path | None = None, samples: Sequence[SampleSheet] = ()) -> Path:

@@ -16,11 +16,11 @@ from typing import Any
 from trainer.figures import Figure, drawing, svg_of
 from trainer.health.detectors import DETECTORS
 from trainer.pages import render, trusted
-from trainer.report import SampleSheet
 from trainer.report_depth import MAX_ROWS, layer_rows, map_figure, profile_figure
 from trainer.report_figures import WIDTH_IN, step_figure
 from trainer.report_history import History, read_history
 from trainer.report_layers import QUANTITIES
+from trainer.report_sheets import SampleSheet
 from trainer.report_text import (
     counted_rows,
     environment_rows,

@@ -15,8 +15,9 @@ from headrace.report_process import make_report
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line
 from pipeline.run_lock import RunLock
-from trainer.report import SamplePicture, SampleSheet, write_report
+from trainer.report import write_report
 from trainer.report_history import read_history
+from trainer.report_sheets import SamplePicture, SampleSheet
 from trainer.report_text import standing, verdict_cards, verdict_words
 
 ROOT = Path(__file__).resolve().parents[2]
