@@ -224,7 +224,7 @@ def test_damage_to_the_chain_of_a_live_swap_is_an_exact_resume_or_a_refusal_that
     before = content(run_dir)
     refused = ""
     try:
-        train(job, run_dir=run_dir, resume=True, workers="0", set_=LONG)
+        train(job, run_dir=run_dir, resume=True, workers="1", set_=LONG)
     except HeadraceError as error:
         refused = str(error)
     if damage is flip_in_the_middle:
@@ -233,7 +233,7 @@ def test_damage_to_the_chain_of_a_live_swap_is_an_exact_resume_or_a_refusal_that
         assert chain.name in refused
         assert content(run_dir) == before
         shutil.copy(killed / chain, run_dir / chain)
-        train(job, run_dir=run_dir, resume=True, workers="0", set_=LONG)
+        train(job, run_dir=run_dir, resume=True, workers="1", set_=LONG)
     weights = [read_state(each / "checkpoints" / newest(each))["weights_sha256"] for each in (calm, run_dir)]
     assert (weights[0], steps(calm)) == (weights[1], steps(run_dir))
 

@@ -29,6 +29,8 @@ from trainer.inline import InlineReceiver
 from trainer.placing import MAX_WRONG_DIGESTS
 
 OVERSIZED_NBYTES = 64 << 20
+SEND_TIMEOUT_MS = 20_000
+"""Guards against a hang only."""
 NUM_DAMAGED = MAX_WRONG_DIGESTS // 2
 """Slices with wrong bytes where right ones are awaited: many more would end the run, as they should."""
 
@@ -157,6 +159,7 @@ def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
     num_sent = num_damaged = 0
     try:
         push = context.socket(zmq.PUSH)
+        push.setsockopt(zmq.SNDTIMEO, SEND_TIMEOUT_MS)
         push.connect(endpoint)
         until_s = time.monotonic() + seconds
         while time.monotonic() < until_s or (unreached(run_dir) and time.monotonic() < until_s + 60):
@@ -177,7 +180,7 @@ def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
                 num_damaged += 1
                 rubbish.insert(0, damaged_slice(run, incarnation, make, recipe, position + 5 * coin.randrange(8, 20)))
             for frames in rubbish:
-                push.send_multipart(frames)
+                push.send_multipart(frames)  # zmq.Again: the run has ended, and nobody is there to take it
                 num_sent += len(frames)
             dealer.close()
             time.sleep(0.05)
@@ -194,7 +197,7 @@ def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
 
 
 def check_fuzz_changes_nothing(folder: Path, arrays: Path, home: Home, seconds: float) -> None:
-    job = slow_job(folder, arrays, num_epochs=int(20 + seconds * 12))
+    job = slow_job(folder, arrays, num_epochs=int(40 + seconds * 12))
     environment = {**home.environment, "TEST_SLEEP_S": str(SLEEP_S)}
     run_dir = folder / "fuzzed"
     with Headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=folder, environment=environment) as run:
