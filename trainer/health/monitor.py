@@ -153,8 +153,7 @@ class GradientHealth:
             batch=batch,
             probe=probe,
         )
-        is_bad = not (is_away(loss) or math.isfinite(current.loss))
-        is_bad |= grad_norm is not None and not math.isfinite(grad_norm)
+        is_bad = not (is_away(loss) or math.isfinite(current.loss)) or not math.isfinite(grad_norm or 0.0)
         current.is_light = probe is not None or is_bad or self._is_light(number, grad_norm)
         current.is_judged = current.is_light or (grad_norm is not None and not is_away(loss))
         # Behind what is on its way a step has to wait for its turn.
