@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# The suite starts hundreds of processes. Where Python is told to write no bytecode, as in many containers, each would
+# compile our 290 files again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A deadline is an absolute time, which says more of the machine than of the code.
+settings.register_profile("headrace")
+settings.load_profile("headrace")
 
 
 @pytest.fixture(autouse=True)

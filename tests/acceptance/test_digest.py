@@ -102,6 +102,7 @@ def test_lines_are_the_same_for_every_number_of_workers_and_slice_size(arrays, l
         assert lines(job, num_workers, slice_size=slice_size, **seek) == expected[start:]
 
 
+@pytest.mark.long
 def test_a_folder_of_jpegs_gives_the_same_lines_on_each_run(tmp_path, photos):
     """The whole command, in processes of its own, with decoding and floating point in the chain."""
     job = job_of(tmp_path, {"kind": "folder", "path": str(photos)}, PHOTO_CHAIN, last_batch="wrap", epochs=3)

@@ -80,6 +80,7 @@ def write_their_packages(folder: Path) -> None:
     (folder / "trainer/late.py").write_text("NAME = 'late'\n")
 
 
+@pytest.mark.long
 def test_six_lines_train_anywhere(home: Home, tmp_path: Path) -> None:
     """An unguarded script, `python -` and an interactive interpreter: no main guard, no file to import again."""
     small_job(tmp_path)
@@ -123,7 +124,8 @@ with Stream("job.yaml", ["train.epochs=1"], workers={num_workers}) as stream:
     assert lines == ["their trainer, late, helper", "8", "True their workers their pipeline"]
 
 
-@pytest.mark.parametrize("reference", ["model.py:make", pytest.param("model:make", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("reference", ["model.py:make", "model:make"])
 def test_the_command_works_from_a_folder_with_packages_of_our_names(reference: str, home: Home, tmp_path: Path) -> None:
     """`python -m headrace` puts the folder first on sys.path; a model factory from there is the user's own code."""
     job = small_job(tmp_path, epochs=1)

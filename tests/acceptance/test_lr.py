@@ -44,6 +44,7 @@ def in_this_process(*arguments: object) -> str:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False).output
 
 
+@pytest.mark.long
 def test_it_recommends_a_rate_that_learns_and_says_the_same_with_other_workers(tmp_path):
     """The job's own rate learns nothing in 30 steps. Its one epoch is shorter than the search, which goes on all the
     same; nothing but the picture and the numbers is left behind."""

@@ -73,6 +73,7 @@ def assert_flat_over(epochs: int, home: Home, folder: Path) -> None:
     assert late - early < SLACK_NBYTES, f"{early / MIB:.1f} MiB grew to {late / MIB:.1f} MiB"
 
 
+@pytest.mark.long
 def test_memory_is_flat_over_the_epochs(home: Home, tmp_path: Path) -> None:
     """A job of days would die of the smallest leak a step."""
     assert_flat_over(20, home, tmp_path)

@@ -2,7 +2,7 @@
 
 Blocks under a line `<!-- not run: why -->` are exempt. One under `<!-- goes on while the next blocks run -->` is a
 training run in another terminal. A yaml block whose first line is a comment with a file name is written to that file
-and must pass `headrace check`.
+and must pass `headrace check`. What the README does to a run in another terminal is a test of its own.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from tests.processes import lines_of
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(
+    r"^## (?P<heading>[^\n]+)\n|"
     r"(?:<!-- (?:not run: (?P<why>[^\n]+)|(?P<goes_on>goes on while the next blocks run)) -->\n)?"
     r"```(?P<language>\w+)\n(?P<text>.*?)```\n",
-    re.DOTALL,
+    re.DOTALL | re.MULTILINE,
 )
+LIVE = "While it runs"
+"""The section whose commands are about a run in another terminal."""
 IMAGES_PER_CLASS = 12
 """A batch's worth of the demo's images: enough to run the README's job, not to learn from."""
 
@@ -43,11 +46,16 @@ class Block:
     text: str
     why_not: str
     goes_on: bool
+    section: str
 
 
 def blocks() -> list[Block]:
-    found = _BLOCK.finditer((ROOT / "README.md").read_text())
-    return [Block(match["language"], match["text"], match["why"] or "", bool(match["goes_on"])) for match in found]
+    found, section = [], ""
+    for match in _BLOCK.finditer((ROOT / "README.md").read_text()):
+        section = match["heading"] or section
+        if match["language"]:
+            found.append(Block(match["language"], match["text"], match["why"] or "", bool(match["goes_on"]), section))
+    return found
 
 
 def environment() -> dict[str, str]:
@@ -115,13 +123,7 @@ def start_in_another_terminal(command: str, clone: Path) -> subprocess.Popen[str
 
 @pytest.mark.timeout(900)
 def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None:
-    printed: dict[str, str] = {}
-    with other_terminals() as terminals:
-        for block in blocks():
-            if block.goes_on:
-                terminals.append(start_in_another_terminal(block.text, clone))
-            elif not block.why_not:
-                printed[block.text] = run_block(block, clone)
+    printed = run_blocks([block for block in blocks() if block.section != LIVE], clone)
     accuracy = re.search(r"held-out accuracy +│ ([\d.]+) %", _printed_by("make demo", printed))
     assert accuracy is not None
     assert float(accuracy[1]) > 90
@@ -129,10 +131,30 @@ def test_the_readmes_commands_and_snippets_run_in_its_order(clone: Path) -> None
     assert 6 == len(lines)
     assert lines[:3] == lines[3:]
     assert 10 == _printed_by("print(batch.step", printed).count("torch.Size([64, 3, 64, 64])")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_what_the_readme_does_to_a_run_works(clone: Path) -> None:
+    """Two terminals. .ci/run calls it by its name."""
+    run(["make", "demo-data"], clone)
+    printed = run_blocks([block for block in blocks() if block.section == LIVE], clone)
     swapped = _printed_by("headrace swap", printed)
     assert re.search(r"pool \S+ has 4 .*\nrecipe (\w+) from .*gentle\.yaml takes over at step \d+\nrecipe", swapped)
     assert "SIGKILL" in _printed_by("kill -KILL", printed)
     assert "as recorded" in _printed_by("headrace replay", printed)
+
+
+def run_blocks(those: list[Block], clone: Path) -> dict[str, str]:
+    """What each printed."""
+    printed: dict[str, str] = {}
+    with other_terminals() as terminals:
+        for block in those:
+            if block.goes_on:
+                terminals.append(start_in_another_terminal(block.text, clone))
+            elif not block.why_not:
+                printed[block.text] = run_block(block, clone)
+    return printed
 
 
 def run_block(block: Block, clone: Path) -> str:

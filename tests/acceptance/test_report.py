@@ -6,6 +6,8 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
 from headrace.report_process import make_report
 from headrace.report_samples import NUM_SAMPLES, sample_sheets
 from tests.processes import lines_of, run_headrace, write_job
@@ -33,6 +35,7 @@ def write_run(folder: Path, arrays: Path) -> None:
     assert ended.code == 0, ended.err
 
 
+@pytest.mark.long
 def test_a_runs_page_shows_its_samples_as_they_were_trained_on(tmp_path: Path, arrays: Path) -> None:
     """The first batch of each recipe, with its recorded digest; and, where the source is gone, why there is none."""
     write_run(tmp_path, arrays)

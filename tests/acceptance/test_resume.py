@@ -302,6 +302,7 @@ def test_going_back_keeps_what_came_later_in_a_branch(tmp_path: Path, arrays: Pa
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_an_earlier_runs_timeline_gives_its_batches_again(tmp_path: Path, arrays: Path, home: Home) -> None:
     """Though the job's own chain files have changed since; and a timeline that fits no such job is refused."""
     job, run_dir = resumable_job(tmp_path, arrays, workers=0), tmp_path / "run"

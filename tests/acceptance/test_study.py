@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from headrace.study_run import run_study
 from pipeline.study_file import load_study
@@ -50,6 +51,7 @@ def records(folder: Path) -> list[dict[str, object]]:
     return sorted(({**line, "cpu_s": 0.0} for line in lines), key=lambda line: json.dumps(line["cell"]))
 
 
+@pytest.mark.long
 def test_a_study_writes_its_page_and_the_number_of_processes_changes_no_record(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     images_NHWC = random.integers(0, 256, (32, 8, 8, 3), dtype=np.uint8)

@@ -49,6 +49,7 @@ def trial_of(job: Job, num_steps: int) -> Trial:
         )
 
 
+@pytest.mark.long
 def test_the_table_shows_both_and_the_command_it_ends_with_is_the_better_job(tmp_path: Path, arrays: Path) -> None:
     """Nothing is written, and the exit code is 0."""
     path = job_of(tmp_path, arrays, DEEP_SIGMOID)

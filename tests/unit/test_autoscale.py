@@ -69,7 +69,7 @@ class Shop:
         return sum(at_s > since_s for at_s, _ in self.sizes)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(demand=st.floats(0.3, 50.0), size=st.integers(1, 64), noise=st.sampled_from([0.0, 0.03]))
 def test_it_settles_where_the_trainer_does_not_wait_and_stays_there(demand: float, size: int, noise: float) -> None:
     """From any size. Later it may still give one back, where a measurement was at the edge; it never turns round."""

@@ -124,7 +124,7 @@ hues = (st.floats(-0.5, 0.5) | st.sampled_from([0, 0.5, -0.5, 0.1, -1 / 180, 10 
 sizes = st.tuples(sides, sides)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(images, offsets, pairs, pairs, pairs, hues)
 def test_color_jitter_is_the_same(
     image: np.ndarray, offset: int, bright: Any, contrast: Any, sat: Any, hue: Any
@@ -152,7 +152,7 @@ def test_a_shift_of_hue_maps_every_colour_alike() -> None:
             assert_equal_calls("ColorJitter", image, 1, p=1.0, hue=(hue, hue))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     images, offsets, sizes, st.sampled_from([0, 1, 2, 3, 4, 5, 6]), st.sampled_from([None, "image", "image_mask"]),
     st.sampled_from([(0.08, 1.0), (0.9, 1.0), (1.0, 1.0), (1e-4, 1e-3)]),
@@ -168,7 +168,7 @@ def test_crops_that_are_resized_are_the_same(
     assert_equal_calls("Resize", image, offset, **resize)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(images, offsets, sizes, st.booleans(), st.sampled_from(["center", "random", "top_left"]))
 def test_plain_crops_are_the_same(
     image: np.ndarray, offset: int, size: tuple[int, int], is_padded: bool, position: str
@@ -179,14 +179,14 @@ def test_plain_crops_are_the_same(
     assert_equal_calls("CenterCrop", image, offset, **params)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(images, offsets)
 def test_a_horizontal_flip_is_the_same(image: np.ndarray, offset: int) -> None:
     """Widths that are a multiple of eight, and others, which take the ordinary way."""
     assert_equal_calls("HorizontalFlip", image, offset, p=1.0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     images, offsets,
     st.sampled_from([0, 255, 0.5, 7.9, 300, -1, True, (1, 2, 3), (4,), "random", "random_uniform"]),
@@ -280,7 +280,7 @@ def ordinary(chain: CompiledChain, image: np.ndarray, offset: int) -> np.ndarray
     return np.ascontiguousarray(data["image"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     nodes=st.lists(st.sampled_from(CHOICES), max_size=6),
     first=st.integers(0, 10**6),

@@ -389,7 +389,7 @@ def digest_of(text: str, folder: Path) -> str:
     return Recipe(chain=load_chain(folder / "chain.yaml")).digest
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(chain=st.lists(nodes, max_size=3).map(tuple), seed=st.integers(0, 9))
 def test_comments_key_order_and_formatting_do_not_change_a_digest(
     tmp_path_factory: pytest.TempPathFactory, chain: tuple[ChainNode, ...], seed: int
@@ -401,7 +401,7 @@ def test_comments_key_order_and_formatting_do_not_change_a_digest(
     assert first == again == dumped
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(node=leaves, key=texts, before=values, after=values)
 def test_any_parameter_changes_a_digest(node: ChainNode, key: str, before: Any, after: Any) -> None:
     def digest(value: Any) -> str:

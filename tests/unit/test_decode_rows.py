@@ -66,7 +66,7 @@ def test_fewer_rows_are_really_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoded == [18, 60, 61, 61]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_damage_changes_the_first_rows_as_it_changes_the_whole(data: st.DataObject) -> None:
     """The decoder goes through the data from the front, so what it makes of it doesn't depend on where it stops."""

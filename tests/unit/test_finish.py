@@ -25,7 +25,7 @@ def random_images(shape_NHWC: tuple[int, ...], dtype: str, seed: int = 0) -> np.
     return generator.integers(0, np.iinfo(dtype).max, shape_NHWC, dtype=dtype, endpoint=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num_images=st.integers(1, 5),
     height=st.integers(1, 17),

@@ -68,7 +68,7 @@ def test_the_parameters_under_test_are_those_of_a_job():
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_formulas_and_slopes_are_those_of_torchs_modules(data):
     """The table's f and f' against torch's forward and autograd, at any point and for any parameter."""
     name = data.draw(st.sampled_from(list(ACTIVATIONS)))

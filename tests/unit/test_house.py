@@ -6,8 +6,8 @@ import ast
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,14 +37,17 @@ MAX_LINES = 400
 FILES = sorted(path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py"))
 
 
-def imported(path: Path) -> Iterator[tuple[str, int]]:
+@cache
+def imported(path: Path) -> tuple[tuple[str, int], ...]:
     """(top-level name, line) of every import, late ones and those for type checkers included."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+            found += [(alias.name.split(".")[0], node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: a relative import hides where it leads"
-            yield str(node.module).split(".")[0], node.lineno
+            found.append((str(node.module).split(".")[0], node.lineno))
+    return tuple(found)
 
 
 def test_imports_point_one_way() -> None:

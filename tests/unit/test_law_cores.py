@@ -50,7 +50,7 @@ def timeline(num_samples: int, batch_size: int, last_batch: LastBatch) -> Timeli
     return Timeline([first, second], last_batch=last_batch, **size)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 2**32),
     num_samples=st.integers(1, 50),

@@ -86,7 +86,7 @@ LINKS = {
 }
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     **LINKS,
     drop=st.sampled_from([0.0, 0.05, 0.3]),
@@ -128,7 +128,7 @@ def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorder
     assert unreadable <= set(used)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     **LINKS,
     drop=st.sampled_from([0.0, 0.05, 0.3]),

@@ -88,7 +88,7 @@ EPOCH = make(0, NUM_SAMPLES)
 IDS = EPOCH[0].sample_ids
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(cuts=st.lists(st.integers(1, 3 * NUM_SAMPLES - 1), max_size=12), history=st.integers(0, 30))
 def test_however_a_range_is_cut_its_samples_are_the_same(cuts: list[int], history: int) -> None:
     """Law 1: neighbours, slice size, epoch edges and what was made before change no byte."""

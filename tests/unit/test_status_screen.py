@@ -173,7 +173,7 @@ def test_a_stream_without_a_report_and_a_silent_trainer_are_named() -> None:
 texts = st.text(max_size=200)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     num_workers=st.integers(0, 300),
     num_pools=st.integers(0, 20),

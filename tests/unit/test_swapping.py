@@ -351,7 +351,7 @@ def test_a_swap_past_the_end_is_refused() -> None:
     assert world.written == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), free_from_step=st.integers(0, 20))
 def test_whatever_is_wished_for_no_boundary_moves_below_what_was_taken(
     data: st.DataObject, free_from_step: int

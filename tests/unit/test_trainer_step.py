@@ -222,7 +222,7 @@ def test_a_schedule_resumed_from_its_state_gives_the_same_rates(losses, cut):
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(cuts=st.lists(st.integers(1, 19), max_size=5, unique=True))
 def test_an_evaluation_does_not_depend_on_how_samples_are_cut_into_batches(cuts):
     whole = random_batch(num_samples=20)

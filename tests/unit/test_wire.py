@@ -138,7 +138,7 @@ def test_every_slice_comes_back_equal(made: tuple[SliceHeader, list[np.ndarray]]
     assert [bytes(frame) for frame in frames] == [array.tobytes() for array in arrays]
 
 
-@settings(max_examples=2_500, deadline=None)
+@settings(max_examples=2_500)
 @given(garbage=st.binary(max_size=200))
 def test_random_bytes_are_parsed_or_refused(garbage: bytes) -> None:
     """5,000 cases, with and without our version byte before them."""
