@@ -31,7 +31,7 @@ from trainer.stall import StallPolicy, StallWatch
 from trainer.swapping import Outcome, Swapping, Wish
 
 BEAT_S = 1.0
-NEWS_EVERY_S = 0.1
+NEWS_EVERY_S = 0.2
 """Seconds between beats while slices arrive: a beat is cumulative, and workers are given work without it."""
 URGENT_NEWS_EVERY_S = 0.02
 """... where somebody waits for an answer, or for room in the window."""
