@@ -340,7 +340,8 @@ class GradientHealth:
                 stats = replace(stats, batch=current.coordinates())
             self._events += self._judge.see(stats)
             if build is not None:
-                deep = replace(build(numbers[count:]), batch=current.coordinates())
+                worst = current.worst_samples
+                deep = replace(build(numbers[count:]), batch=current.coordinates(), worst_samples=worst)
                 self._on_deep(deep)
                 self._events += self._judge.see(deep)
 
