@@ -128,9 +128,9 @@ def _verdict_lines(run: Path, verdict: Verdict) -> Iterator[str]:
 
 def _trace_text(trace: Any) -> str:
     batch = trace.get("batch")
-    if not isinstance(batch, dict) or "start" not in batch:
+    if not isinstance(batch, dict) or not isinstance(batch.get("stop"), int):
         return f"step {trace.get('step')}: " + ("its batch was not noted" if batch is None else str(batch))
-    where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch.get('stop')} of epoch "
+    where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch['stop'] - 1} of epoch "
     where += f"{batch.get('epoch')}, recipe {batch.get('recipe')}"
     worst = [f"sample {one['id']} (row {one['index']}, loss {one['loss']})" for one in trace.get("worst_samples", [])]
     return where + (f"; largest losses: {', '.join(worst)}" if worst else "")

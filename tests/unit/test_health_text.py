@@ -34,7 +34,7 @@ def a_health(*verdicts: Verdict, **changes: Any) -> Health:
         ({"step": 3, "batch": {"seen": 7}}, "trace: step 3: {'seen': 7}"),
         (
             {"step": 3, "batch": {"start": 96, "stop": 128, "epoch": 0, "recipe": "r"}, "worst_samples": []},
-            "trace: step 3: positions 96 to 128 of epoch 0, recipe r",
+            "trace: step 3: positions 96 to 127 of epoch 0, recipe r",
         ),
     ],
 )
