@@ -56,7 +56,9 @@ class Watch(Protocol):
         """False while a step that was not finite has not been left behind, or numbers are still on their way."""
 
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
+        """`is_exact`: job and environment are as they were, so that RESUME has nothing to look for."""
+
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Of this attempt and those before."""
@@ -104,7 +106,7 @@ class Unwatched:
     def state_dict(self) -> dict[str, Any]:
         return {"nonfinite": to_state(self._nonfinite)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
         """Also of a `HealthWatch`: health may have been turned off since."""
         nonfinite = state["health"]["judge"]["rules"]["nonfinite"] if "health" in state else state.get("nonfinite")
         if nonfinite is not None:
@@ -195,12 +197,12 @@ class HealthWatch:
         self._flush()  # told now: from the state on they are old news
         return {"health": self._health.state_dict(), "num_steps_done": self._num_steps_done}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
         """The verdicts that follow are those of a run never interrupted; of an `Unwatched`, its bad steps are known."""
         if "nonfinite" in state:
             self._health.load_nonfinite(state["nonfinite"])
         if "health" in state:
-            self._health.load_state_dict(state["health"], is_exact=True)
+            self._health.load_state_dict(state["health"], is_exact=is_exact)
             self._num_steps_done = state.get("num_steps_done", 0)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def test_a_run_that_goes_on_knows_its_step_before_its_first_one(tmp_path: Path) 
     with RunFolder.resume(tmp_path / "run") as folder:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         watch = open_watch(job.config, folder, model, optimizer, num_classes=3, tell=lambda text: None)
-        watch.load_state_dict(state)
+        watch.load_state_dict(state, is_exact=True)
         watch.end()
 
     assert 40 == health_of(tmp_path / "run")["step"]
@@ -131,6 +132,31 @@ def test_bad_steps_are_pending_where_nothing_watches_and_across_resumes(
         train(job, MemoryStreams(num_epochs=7, first_step=20), folder, lambda progress: None, choose_checkpoint(path))
 
     assert healthy_steps(path) == {10: True, **dict.fromkeys((20, 30, 40, 50, 60), False), 70: True}
+
+
+@pytest.mark.parametrize("cause", ["", "accepted changes", "environment"])
+def test_resume_speaks_unless_the_job_and_the_environment_are_as_they_were(
+    tmp_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step size a hundred times larger is accepted on request, and what comes of it is told."""
+    path, stop = tmp_path / "run", StopRequest()
+    job = a_job(tmp_path)
+
+    def stop_at_30(progress: Progress) -> None:
+        if progress.num_steps_done == 30:
+            stop.request("test")
+
+    with RunFolder.create(path, dump_job(job.config)) as folder:
+        train(job, MemoryStreams(), folder, stop_at_30, stop=stop)
+    if cause == "environment":
+        monkeypatch.setattr(loop, "differing_environment", lambda state: ["torch: then 1, now 2"])
+    job = a_job(tmp_path, optimizer={"kind": "adamw", "lr": 100.0})
+    resumed = replace(choose_checkpoint(path), is_as_it_was=cause != "accepted changes")
+    with RunFolder.resume(path) as folder:
+        train(job, MemoryStreams(num_epochs=6, first_step=30), folder, lambda progress: None, resumed)
+
+    told = {verdict["id"] for verdict in health_of(path)["verdicts"]}
+    assert ("RESUME" in told) == bool(cause)
 
 
 def test_telling_is_a_part_of_what_watching_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
