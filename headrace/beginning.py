@@ -108,6 +108,7 @@ def _resumed(job: Job, folder: RunFolder, from_step: int | None, *, is_branch: b
     if run_job.config.model == job.config.model:
         differences += _factory_difference(job, resume.factory_sha256(path, resumed, is_going_back=going_back))
     require_resumable(differences, str(job.path), str(path), accept=accept_changes)
+    resumed = replace(resumed, is_as_it_was=all(each.verdict != "refused" for each in differences))
     sources = _open_sources(job)
     fingerprints = {name: source.fingerprint for name, source in sources.items()}
     classes = sources[job.config.train.source].classes

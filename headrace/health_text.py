@@ -82,12 +82,12 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     ago = duration(time.time() - health.time_s)
     lines = [f"{run}: step {health.step}, {state}; as of {ago} ago", ""]
     for verdict in shown:
-        lines += [*_verdict_lines(verdict), ""]
+        lines += [*_verdict_lines(run, verdict), ""]
     if not shown:
         lines += ["no verdict is open: nothing found that needs you", ""]
     if everything:
         for verdict in behind:
-            lines += [f"resolved at step {verdict.resolved_at}:", *_verdict_lines(verdict), ""]
+            lines += [f"resolved at step {verdict.resolved_at}:", *_verdict_lines(run, verdict), ""]
     elif behind or len(shown) < len(open_ones):
         num_info = len(open_ones) - len(shown)
         lines += [f"not shown: {len(behind)} resolved, {num_info} of severity INFO (--all shows them)"]
@@ -112,7 +112,7 @@ def detector_lines() -> list[str]:
     return [*lines, "In a job:  health: {thresholds: {CLIP.warn_rate: 0.7}, off: [INPUT]}"]
 
 
-def _verdict_lines(verdict: Verdict) -> Iterator[str]:
+def _verdict_lines(run: Path, verdict: Verdict) -> Iterator[str]:
     first, *rest = str(verdict).splitlines()
     yield first
     for line in rest:
@@ -121,13 +121,16 @@ def _verdict_lines(verdict: Verdict) -> Iterator[str]:
     yield from _wrapped("confidence", f"{verdict.confidence:.2f}, from {verdict.num_hits} samples that show it")
     for trace in verdict.traces:
         yield from _wrapped("trace", _trace_text(trace))
+        step = str(trace.get("step"))  # the command on one line, however long: it is there to be copied
+        command = shlex.join(["headrace", "replay", str(run), "--step", step, "--out", f"step-{step}.png"])
+        yield f"    to see its samples: {command}"
 
 
 def _trace_text(trace: Any) -> str:
     batch = trace.get("batch")
-    if not isinstance(batch, dict) or "start" not in batch:
+    if not isinstance(batch, dict) or not isinstance(batch.get("stop"), int):
         return f"step {trace.get('step')}: " + ("its batch was not noted" if batch is None else str(batch))
-    where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch.get('stop')} of epoch "
+    where = f"step {trace.get('step')}: positions {batch.get('start')} to {batch['stop'] - 1} of epoch "
     where += f"{batch.get('epoch')}, recipe {batch.get('recipe')}"
     worst = [f"sample {one['id']} (row {one['index']}, loss {one['loss']})" for one in trace.get("worst_samples", [])]
     return where + (f"; largest losses: {', '.join(worst)}" if worst else "")

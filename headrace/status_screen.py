@@ -21,6 +21,8 @@ _LABEL_WIDTH = 14
 _BRIEF = 120
 _LAST_NOTE = 400
 """Room for a refused chain's place, both sides and the way out, with long paths."""
+_MAX_LINES = 36
+"""Of the whole screen: workers get what pools, long notes and trouble leave of it, and are summarised sooner."""
 _MAX_WORKERS = 8
 _MAX_POOLS = 4
 _MAX_JOBS = 8
@@ -43,12 +45,14 @@ def screen(status: Status, stream: str = "", verdicts: Sequence[str] = ()) -> li
     others = [job for job in jobs if len(meant) == 1 and job is not meant[0]]
     if others:
         lines += [*_jobs(others, ""), Text()]
-    lines += [*_pools(status), Text(), *_workers(status.workers)]
+    lines += [*_pools(status), Text()]
     last = [("last trouble", brief(status.note))] if status.note else []
     if status.num_refused_messages:
         last.append(("refused", f"{status.num_refused_messages} messages that were not of this protocol"))
     last += [("verdict", brief(verdict)) for verdict in verdicts[-_MAX_NOTES:]]
-    return [*lines, *([Text()] if last else []), *rows(last)]
+    end = [*([Text()] if last else []), *rows(last)]
+    room = _MAX_LINES - len(lines) - len(end) - 2  # without a table's head, and what tells of more
+    return [*lines, *_workers(status.workers, max(1, min(_MAX_WORKERS, room))), *end]
 
 
 def is_meant(job: StreamStatus, stream: str) -> bool:
@@ -173,11 +177,11 @@ def _size(pool: PoolStatus) -> str:
     return f"{pool.size} ({'auto, ' if pool.automatic else ''}{bounds})"
 
 
-def _workers(workers: Sequence[WorkerStatus]) -> list[Text]:
+def _workers(workers: Sequence[WorkerStatus], num_rows: int) -> list[Text]:
     if not workers:
         return [Text("no worker is connected")]
-    if len(workers) > _MAX_WORKERS:
-        return _hosts(workers)
+    if len(workers) > num_rows:
+        return _hosts(workers, num_rows)
     table = [("worker", "host", "pid", "in hand", "slices/s", "delivered", "silent")]
     for worker in workers:
         name = worker.worker + (" (leaving)" if worker.is_leaving else "")
@@ -186,17 +190,17 @@ def _workers(workers: Sequence[WorkerStatus]) -> list[Text]:
     return columns(table, "<<>>>>>")
 
 
-def _hosts(workers: Sequence[WorkerStatus]) -> list[Text]:
+def _hosts(workers: Sequence[WorkerStatus], num_rows: int) -> list[Text]:
     """A line a host: more workers than fit on a screen."""
     table = [("host", "workers", "in hand", "slices/s", "delivered", "longest silent")]
     by_host = groupby(sorted(workers, key=lambda worker: worker.host), key=lambda worker: worker.host)
     hosts = [(host, list(group)) for host, group in by_host]
-    for host, group in hosts[:_MAX_WORKERS]:
+    for host, group in hosts[:num_rows]:
         in_hand, delivered = sum(one.num_in_hand for one in group), sum(one.num_delivered for one in group)
         rate, silent = sum(one.slices_per_s for one in group), max(one.silent_s for one in group)
         numbers = (str(len(group)), str(in_hand), f"{rate:.1f}", str(delivered), f"{silent:.1f} s")
         table.append((host, *numbers))
-    return [*columns(table, "<>>>>>"), *_more(len(hosts) - _MAX_WORKERS, "hosts")]
+    return [*columns(table, "<>>>>>"), *_more(len(hosts) - num_rows, "hosts")]
 
 
 def _more(count: int, what: str) -> list[Text]:

@@ -53,6 +53,8 @@ class Resumption:
     """Steps from here on that were done once already, and what their batches were."""
     last_recorded_step: int = -1
     """The highest of all attempts; no batch above it was ever trained on."""
+    is_as_it_was: bool = True
+    """False: a change of the job was accepted that would have been refused."""
 
     @property
     def worker_fingerprint(self) -> str:

@@ -286,9 +286,11 @@ class _Training:
         self._record.load_state_dict(states["record"])
         self._schedule.load_state_dict(states["schedule"])
         self._stepper.load_state_dict(states["stepper"])
-        self.watch.load_state_dict(states.get("watch", {}))
+        differences = differing_environment(resumed.state)
+        is_exact = resumed.is_as_it_was and not differences
+        self.watch.load_state_dict(states.get("watch", {}), is_exact=is_exact)
         self._saved = (self._record.num_steps_done, self._record.evaluated_step)
-        for difference in differing_environment(resumed.state):
+        for difference in differences:
             log.warning("action=environment_differs %s; the result may differ in its last bits", difference)
             self._folder.append_event("environment_differs", difference=difference)
 

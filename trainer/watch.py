@@ -25,10 +25,13 @@ from pipeline.job_clip import ClipSection
 from pipeline.run_folder import RunFolder
 from trainer.batch import Batch
 from trainer.exporters import Exporter
-from trainer.health.detectors import HealthConfig
+from trainer.health.detectors import DETECTORS, HealthConfig
 from trainer.health.monitor import GradientHealth
 from trainer.health.observer import HealthObserver
-from trainer.health.records import Change, DeepStats, Severity, Verdict, VerdictEvent
+from trainer.health.records import Change, DeepStats, Severity, StepStats, Verdict, VerdictEvent
+from trainer.health.robust import from_state, to_state
+from trainer.health.rules_nonfinite import NonFinite
+from trainer.health.rules_step import Progress
 from trainer.step import StepObserver, StepResult
 from trainer.watch_text import event_text, layers_record, line_text
 
@@ -53,7 +56,9 @@ class Watch(Protocol):
         """False while a step that was not finite has not been left behind, or numbers are still on their way."""
 
     def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
+        """`is_exact`: job and environment are as they were, so that RESUME has nothing to look for."""
+
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """Of this attempt and those before."""
@@ -70,29 +75,43 @@ def open_watch(
 ) -> Watch:
     """Watches as the job's `health` section says; `tell` gets verdicts, and a line every so many steps."""
     if not config.health.enabled:
-        return Unwatched()
+        return Unwatched(HealthConfig(thresholds=config.health.thresholds))
     return HealthWatch(config, folder, model, optimizer, num_classes=num_classes, tell=tell)
 
 
 class Unwatched:
-    """Knows only whether the last step was skipped."""
+    """Knows only whether a bad step has been left behind, and counts as the watched case does."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: HealthConfig) -> None:
         self.observer: StepObserver | None = None
-        self._was_skipped = False
+        self._config, self._nonfinite = config, NonFinite()
 
     def before_step(self, batch: Batch) -> None: ...
 
     def after_step(self, batch: Batch, result: StepResult) -> None:
-        self._was_skipped = result.was_skipped
+        stats = StepStats(
+            step=batch.step,
+            loss=result.loss,
+            lr=result.lr,
+            grad_norm=result.grad_norm,
+            was_skipped=result.was_skipped,
+            scaler_scale=result.loss_scale if result.loss_scale > 1.0 else None,
+        )
+        for _ in self._nonfinite.see_step(stats, Progress(), self._config):
+            pass  # nothing is said of it
 
     def may_be_healthy(self) -> bool:
-        return not self._was_skipped
+        return not self._nonfinite.is_pending(DETECTORS["NONFINITE"].clear_after)
 
     def state_dict(self) -> dict[str, Any]:
-        return {}
+        return {"nonfinite": to_state(self._nonfinite)}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
+        """Also of a `HealthWatch`: health may have been turned off since."""
+        nonfinite = state["health"]["judge"]["rules"]["nonfinite"] if "health" in state else state.get("nonfinite")
+        if nonfinite is not None:
+            self._nonfinite = from_state(NonFinite, nonfinite)
+
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         return ()
@@ -178,10 +197,12 @@ class HealthWatch:
         self._flush()  # told now: from the state on they are old news
         return {"health": self._health.state_dict(), "num_steps_done": self._num_steps_done}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The verdicts that follow are those of a run never interrupted; nothing for a state of `Unwatched`."""
-        if state:
-            self._health.load_state_dict(state["health"], is_exact=True)
+    def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
+        """The verdicts that follow are those of a run never interrupted; of an `Unwatched`, its bad steps are known."""
+        if "nonfinite" in state:
+            self._health.load_nonfinite(state["nonfinite"])
+        if "health" in state:
+            self._health.load_state_dict(state["health"], is_exact=is_exact)
             self._num_steps_done = state.get("num_steps_done", 0)
 
     @property

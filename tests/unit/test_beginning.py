@@ -323,3 +323,15 @@ def test_going_back_compares_the_factory_with_that_of_the_checkpoint_and_going_o
     begun = resume(job, run, 2)
     begun.folder.close()
     assert (run / "branch-1").is_dir()
+
+
+@pytest.mark.parametrize(("change", "is_as_it_was"), [("optimizer.lr=0.5", False), ("train.epochs=3", True)])
+def test_a_resume_under_accepted_changes_is_not_called_exact(
+    change: str, is_as_it_was: bool, job_file: Path, run: Path
+) -> None:
+    job = load_job(job_file, [change])
+    begun = begin_resumed(job, run, from_step=None, is_branch=False, accept_changes=True)
+    begun.folder.close()
+
+    assert begun.resumed is not None
+    assert begun.resumed.is_as_it_was == is_as_it_was

@@ -372,8 +372,9 @@ def test_growth_is_suspicious_before_it_is_seen_so_that_its_batch_is_kept() -> N
 
 def test_what_layers_show_is_traced_to_its_batch_once() -> None:
     """A step whose loss was traced already has told more than its layers can."""
-    batch = {"step": 0, "start": 0, "stop": 32}
-    bad = deep_stats(0, delta_slope=0.5, batch=batch, scaler_scale=2.0**20)
+    batch = {"step": 0, "start": 0, "stop": 32, "sample_ids": [7, 8]}
+    worst = (SampleLoss(index=1, loss=9.5),)
+    bad = deep_stats(0, delta_slope=0.5, batch=batch, scaler_scale=2.0**20, worst_samples=worst)
     bad = replace(bad, parameters=(replace(bad.parameters[0], grad_max=1.0), *bad.parameters[1:]))
     judge = Judge(CONFIG)
     fed(judge, [replace(bad, step=step) for step in range(3)])
@@ -387,6 +388,11 @@ def test_what_layers_show_is_traced_to_its_batch_once() -> None:
     ]
     assert all(trace["batch"] == batch for kept in traces.values() for trace in kept)
     assert ["nan", None] == [trace.get("loss") for trace in traces["NONFINITE/"]]
+    named = [{"index": 1, "loss": 9.5, "id": "8"}]
+    for kind, step in (("depth", 2), ("fp16", 2)):
+        assert all(trace["worst_samples"] == named for trace in traces[f"EXPLODE/{kind}"])
+        fix = next(one.fix for one in judge.verdicts if one.kind == kind)
+        assert f"; to see its samples: headrace replay runs/x --step {step} --out sheet.png" in fix
 
 
 def test_a_run_of_weeks_keeps_its_last_resolved_verdicts_and_all_open_ones() -> None:

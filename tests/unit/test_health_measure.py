@@ -273,10 +273,10 @@ def test_an_evaluation_between_two_steps_is_not_measured(seen: list[StepStats | 
     assert max(layer.std for layer in deep.layers) < 100.0
 
 
-def test_a_nan_sample_is_traced_to_its_batch_and_place() -> None:
+def test_a_nan_sample_is_traced_to_its_batch_and_place(seen: list[StepStats | DeepStats]) -> None:
     model = mlp()
     optimizer = adam(model.parameters())
-    health = GradientHealth(model, optimizer, every_steps=50, config=HealthConfig(run="runs/demo"))
+    health = GradientHealth(model, optimizer, every_steps=1, config=HealthConfig(run="runs/demo"))
     asked = []
     for step in range(3):
         images, labels = data(step)
@@ -299,6 +299,8 @@ def test_a_nan_sample_is_traced_to_its_batch_and_place() -> None:
     assert [2] == asked
     assert {"index": 5, "loss": "nan", "id": "105"} == verdict.traces[0]["worst_samples"][0]
     assert "headrace replay runs/demo --step 2" in verdict.fix
+    deep = [one for one in seen if isinstance(one, DeepStats)]
+    assert [0, 0, 5] == [len(one.worst_samples) for one in deep], "what layers show in that step is traced to them too"
     assert health.is_nonfinite_pending
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def a_health(*verdicts: Verdict, **changes: Any) -> Health:
         ({"step": 3, "batch": {"seen": 7}}, "trace: step 3: {'seen': 7}"),
         (
             {"step": 3, "batch": {"start": 96, "stop": 128, "epoch": 0, "recipe": "r"}, "worst_samples": []},
-            "trace: step 3: positions 96 to 128 of epoch 0, recipe r",
+            "trace: step 3: positions 96 to 127 of epoch 0, recipe r",
         ),
     ],
 )
@@ -42,6 +43,16 @@ def test_a_trace_says_of_its_batch_what_is_known(tmp_path: Path, trace: dict[str
     lines = health_lines(tmp_path, a_health(replace(a_verdict(1), traces=(trace,))), everything=False)
 
     assert told in [line.strip() for line in lines]
+
+
+def test_the_command_that_shows_a_trace_is_on_one_line(tmp_path: Path) -> None:
+    """To be copied, also where the verdict's fix is about something else."""
+    run = tmp_path / "a run of which the folder's name is rather longer than a line of the terminal is wide"
+    trace = {"step": 3, "batch": None, "worst_samples": []}
+    lines = health_lines(run, a_health(replace(a_verdict(1), traces=(trace,))), everything=False)
+
+    command = f"headrace replay {shlex.quote(str(run))} --step 3 --out step-3.png"
+    assert f"    to see its samples: {command}" in lines
 
 
 def test_what_is_not_kept_is_said_with_its_place(tmp_path: Path) -> None:

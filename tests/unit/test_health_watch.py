@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import torch
 from torch import nn
 
 from pipeline.checkpoint_folder import checkpoint_name, checkpoint_steps, read_state
+from pipeline.config import dump_job
 from pipeline.config_job import Job
 from pipeline.json_lines import read_lines
+from pipeline.resume import choose_checkpoint
 from pipeline.run_folder import RunFolder
 from tests.memory_streams import MemoryStreams, make_job, run
 from trainer import loop
@@ -21,7 +24,9 @@ from trainer import watch as watch_module
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.health.monitor import GradientHealth
 from trainer.health.overhead import Pace
+from trainer.loop import train
 from trainer.record import Progress
+from trainer.stopping import StopRequest
 from trainer.watch import open_watch
 from trainer.watch_text import line_text
 
@@ -83,7 +88,7 @@ def test_a_run_that_goes_on_knows_its_step_before_its_first_one(tmp_path: Path) 
     with RunFolder.resume(tmp_path / "run") as folder:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         watch = open_watch(job.config, folder, model, optimizer, num_classes=3, tell=lambda text: None)
-        watch.load_state_dict(state)
+        watch.load_state_dict(state, is_exact=True)
         watch.end()
 
     assert 40 == health_of(tmp_path / "run")["step"]
@@ -104,6 +109,54 @@ def test_no_checkpoint_is_healthy_amid_bad_steps_whatever_is_said_of_them(tmp_pa
     assert healthy_steps(tmp_path / "run") == {10: True, 20: False, 30: False, 40: False}
     assert health_of(tmp_path / "run")["is_nonfinite_pending"]
     assert bool(health_of(tmp_path / "run")["verdicts"]) == (not off)
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_bad_steps_are_pending_where_nothing_watches_and_across_resumes(
+    tmp_path: Path, before: bool, after: bool
+) -> None:
+    """Health may be turned off or on in between: what a checkpoint is worth doesn't depend on that either."""
+    path, checkpoint = tmp_path / "run", {"every_steps": 10, "keep": 9}
+    stop = StopRequest()
+    job = a_job(tmp_path, health={"enabled": before}, checkpoint=checkpoint)
+
+    def stop_at_20(progress: Progress) -> None:
+        if progress.num_steps_done == 20:
+            stop.request("test")
+
+    with RunFolder.create(path, dump_job(job.config)) as folder:
+        train(job, MemoryStreams(num_epochs=7, poisoned_step=12), folder, stop_at_20, stop=stop)
+    job = a_job(tmp_path, health={"enabled": after}, checkpoint=checkpoint)
+    with RunFolder.resume(path) as folder:
+        train(job, MemoryStreams(num_epochs=7, first_step=20), folder, lambda progress: None, choose_checkpoint(path))
+
+    assert healthy_steps(path) == {10: True, **dict.fromkeys((20, 30, 40, 50, 60), False), 70: True}
+
+
+@pytest.mark.parametrize("cause", ["", "accepted changes", "environment"])
+def test_resume_speaks_unless_the_job_and_the_environment_are_as_they_were(
+    tmp_path: Path, cause: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step size a hundred times larger is accepted on request, and what comes of it is told."""
+    path, stop = tmp_path / "run", StopRequest()
+    job = a_job(tmp_path)
+
+    def stop_at_30(progress: Progress) -> None:
+        if progress.num_steps_done == 30:
+            stop.request("test")
+
+    with RunFolder.create(path, dump_job(job.config)) as folder:
+        train(job, MemoryStreams(), folder, stop_at_30, stop=stop)
+    if cause == "environment":
+        monkeypatch.setattr(loop, "differing_environment", lambda state: ["torch: then 1, now 2"])
+    job = a_job(tmp_path, optimizer={"kind": "adamw", "lr": 100.0})
+    resumed = replace(choose_checkpoint(path), is_as_it_was=cause != "accepted changes")
+    with RunFolder.resume(path) as folder:
+        train(job, MemoryStreams(num_epochs=6, first_step=30), folder, lambda progress: None, resumed)
+
+    told = {verdict["id"] for verdict in health_of(path)["verdicts"]}
+    assert ("RESUME" in told) == bool(cause)
 
 
 def test_telling_is_a_part_of_what_watching_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.run_summary import read_run, read_verdicts, summary_lines
@@ -180,6 +180,7 @@ texts = st.text(max_size=200)
     num_jobs=st.integers(0, 20),
     long=st.sampled_from(["x" * 300, "/a/path/" * 40, "words and words " * 20]),
 )
+@example(num_workers=7, num_pools=5, num_jobs=1, long="x" * 300)
 def test_it_fits_on_a_screen_whatever_there_is(num_workers: int, num_pools: int, num_jobs: int, long: str) -> None:
     """80 columns, and not more lines than a terminal of a good size has."""
     report = make_report(job=long, run_folder=long, chain=long, notes=(long,) * 9)

@@ -38,9 +38,9 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "growth": "lower the learning rate from {lr:.3g} to {lower_lr:.3g} or warm up over 100 steps or more, and "
         "clip the global norm at {p90:.3g}. Largest shares of the squared norm: {shares}{replay}",
         "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; a norm at {p90:.3g} "
-        "bounds the step meanwhile, but not the imbalance between layers",
+        "bounds the step meanwhile, but not the imbalance between layers{replay}",
         "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16, or set the scaler's growth "
-        "interval higher, or clip",
+        "interval higher, or clip{replay}",
     },
     "UPDATE_RATIO": {
         "large": "multiply the learning rate by {lr_factor:.2g} (to {new_lr:.2g}): {layers} then move by 1e-3 of "

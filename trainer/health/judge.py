@@ -200,6 +200,9 @@ class Judge:
         """The next steps follow a resume that nobody vouches for: RESUME looks at them."""
         self._rules.resume.resumed()
 
+    def load_nonfinite(self, state: Mapping[str, Any]) -> None:
+        self._rules.nonfinite = from_state(NonFinite, state)
+
     def _followed(self, findings: Iterable[Finding], step: int) -> list[VerdictEvent]:
         events: list[VerdictEvent] = []
         for finding in findings:

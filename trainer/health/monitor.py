@@ -274,6 +274,10 @@ class GradientHealth:
         if not is_exact:
             self._judge.resumed()
 
+    def load_nonfinite(self, state: dict[str, Any]) -> None:
+        """Of a run that was not watched until now: its bad steps stay pending."""
+        self._judge.load_nonfinite(state)
+
     def _drop_probe(self) -> None:
         if self._probe is not None:
             self._probe.detach()
@@ -340,7 +344,8 @@ class GradientHealth:
                 stats = replace(stats, batch=current.coordinates())
             self._events += self._judge.see(stats)
             if build is not None:
-                deep = replace(build(numbers[count:]), batch=current.coordinates())
+                worst = current.worst_samples
+                deep = replace(build(numbers[count:]), batch=current.coordinates(), worst_samples=worst)
                 self._on_deep(deep)
                 self._events += self._judge.see(deep)
 

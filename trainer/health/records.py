@@ -190,6 +190,8 @@ class DeepStats:
     was_skipped: bool = False
     batch: Any = None
     """Where the step's samples came from."""
+    worst_samples: tuple[SampleLoss, ...] = ()
+    """Empty: nothing in the step called for their losses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import HOPELESS, init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, Severity, spelled
 from trainer.health.robust import theil_sen
-from trainer.health.rules_step import Progress, place_of
+from trainer.health.rules_step import Progress, place_of, replay_words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +130,12 @@ class Depth:
             severity=severity,
             layers=_names(backward),
             evidence={**slopes, "rise": spelled(rise)},
-            words={"factor": 10**-backward.slope, "init_advice": _advice(backward), "p90": progress.p90},
+            words={
+                "factor": 10**-backward.slope,
+                "init_advice": _advice(backward),
+                "p90": progress.p90,
+                **replay_words(config, stats.step),
+            },
             trace=place_of(stats),
         )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, ParameterStats, Severity, StepStats, spelled
-from trainer.health.rules_step import Progress, place_of
+from trainer.health.rules_step import Progress, place_of, replay_words
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
@@ -256,7 +256,7 @@ class Fp16Range:
             severity=Severity.INFO if over else None,
             layers=tuple(over),
             evidence={"scaled gradient": spelled(worst), "scale": spelled(stats.scaler_scale)},
-            words={"scaled": worst},
+            words={"scaled": worst, **replay_words(config, stats.step)},
             trace=place_of(stats),
         )
 

@@ -75,7 +75,6 @@ def replay_words(config: HealthConfig, step: int) -> dict[str, Number]:
 
 def trace_of(stats: StepStats) -> dict[str, object]:
     """A bad step's own record: numbers, where its samples came from, and the worst of them."""
-    ids = stats.batch.get("sample_ids", ()) if isinstance(stats.batch, Mapping) else ()
     return {
         "step": stats.step,
         "loss": spelled(stats.loss),
@@ -83,16 +82,21 @@ def trace_of(stats: StepStats) -> dict[str, object]:
         "lr": stats.lr,
         "scaler_scale": stats.scaler_scale,
         "batch": stats.batch,
-        "worst_samples": [
-            {"index": one.index, "loss": spelled(one.loss), "id": str(ids[one.index]) if one.index < len(ids) else ""}
-            for one in stats.worst_samples
-        ],
+        "worst_samples": _worst_samples(stats),
     }
 
 
 def place_of(stats: DeepStats) -> dict[str, object]:
-    """The trace of a finding on layers: its step and batch; samples' losses say nothing of it."""
-    return {"step": stats.step, "batch": stats.batch, "worst_samples": []}
+    """The trace of a finding on layers: its step and batch, and the worst samples if the step had to be explained."""
+    return {"step": stats.step, "batch": stats.batch, "worst_samples": _worst_samples(stats)}
+
+
+def _worst_samples(stats: StepStats | DeepStats) -> list[dict[str, object]]:
+    ids = stats.batch.get("sample_ids", ()) if isinstance(stats.batch, Mapping) else ()
+    return [
+        {"index": one.index, "loss": spelled(one.loss), "id": str(ids[one.index]) if one.index < len(ids) else ""}
+        for one in stats.worst_samples
+    ]
 
 
 def shares(stats: StepStats, count: int = 3) -> list[tuple[str, float]]:
