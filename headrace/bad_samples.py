@@ -17,6 +17,7 @@ from pipeline.quarantine import attempts_at, entry_of
 from pipeline.run_folder import RunFolder
 from pipeline.sources.protocol import Source
 from pipeline.stream_start import StreamStart
+from pipeline.timeline import Timeline
 from trainer.policy import BadSamplePolicy
 
 StreamName = Literal["train", "eval", "look"]
@@ -39,8 +40,13 @@ class BadSamples:
         """Bad samples of the train stream, in all attempts, before the position where training stands."""
         return self._train.num_bad_before(position) if self._train is not None else 0
 
-    def policy(self, name: StreamName, spec: StreamSpec, source: Source, step: int) -> BadSamplePolicy:
-        """The job's policy, for one incarnation of a stream that begins before `step` of the training."""
+    def policy(
+        self, name: StreamName, spec: StreamSpec, source: Source, timeline: Timeline, step: int
+    ) -> BadSamplePolicy:
+        """The job's policy, for one incarnation of a stream that begins before `step` of the training.
+
+        `timeline`: the stream's as it begins; what it may become differs only in steps that were never trained.
+        """
         config = self._job.config
         order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
 
@@ -48,6 +54,10 @@ class BadSamples:
             (key,) = order.keys(position, position + 1)
             index = order.substitute(key, attempt).sample_index if attempt else key.sample_index
             return index, source.describe(index)
+
+        def trained_at(position: int) -> int | None:
+            at_step = timeline.step_from(position + 1) - 1
+            return at_step if at_step < self._start.free_from_step else None
 
         if name == "look":
             quarantined = attempts_at(self._quarantined["train"], step)
@@ -67,6 +77,7 @@ class BadSamples:
             quarantined=attempts_at(self._quarantined[name], step),
             # A position of `eval` counts in the pass that lost it, also where that is done again; not in later ones.
             counted_elsewhere=attempts_at(self._quarantined[name], step - 1) if name == "eval" else (),
+            trained_at=trained_at if name == "train" else lambda position: None,
             num_delivered=self._start.num_delivered if name == "train" else 0,
             num_bad=self._start.num_bad if name == "train" else 0,
         )

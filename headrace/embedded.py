@@ -256,7 +256,7 @@ class Streams:
     ) -> tuple[BatchStream, Receiver | InlineReceiver]:
         """The stream, of which nothing is made before every recipe ahead was probed; it is closed with the others."""
         fingerprint = self._begun_with if name == "train" else self.worker_fingerprint
-        policy = self._bad_samples.policy(name, spec, source, training_step)
+        policy = self._bad_samples.policy(name, spec, source, course.timeline, training_step)
         receiver = self._receivers.open(name, spec, course, head_step, fingerprint, policy)
         stream = BatchStream(receiver, num_samples=len(source), classes=source.classes, device=self._device)
         self._opened.add(stream)

@@ -20,6 +20,8 @@ MIN_BAD_BEFORE_FATAL = 10
 Record = Callable[[dict[str, Any]], None]
 Identify = Callable[[int, int], tuple[int, str]]
 """Position and attempt -> index in the source and name of the sample that stands there."""
+TrainedAt = Callable[[int], int | None]
+"""Position -> the step that an earlier attempt trained with it; None where there was none."""
 
 
 class BadSamplePolicy:
@@ -35,6 +37,7 @@ class BadSamplePolicy:
         journal: Record = lambda entry: None,
         quarantined: Mapping[int, int] | None = None,
         counted_elsewhere: Collection[int] = (),
+        trained_at: TrainedAt = lambda position: None,
         num_delivered: int = 0,
         num_bad: int = 0,
     ) -> None:
@@ -44,6 +47,7 @@ class BadSamplePolicy:
         self._on_bad_sample = on_bad_sample
         self._max_bad_fraction = max_bad_fraction
         self._identify = identify
+        self._trained_at = trained_at
         self._quarantine = quarantine
         self._journal = journal
         self._lock = threading.Lock()
@@ -109,12 +113,17 @@ class BadSamplePolicy:
             return {position: self.quarantined[position] for position in self.quarantined if start <= position < stop}
 
     def lost(self, losses: Iterable[Lost]) -> None:
-        """Positions that no worker can make as they stand: quarantined (on disk first), or fatal."""
+        """Positions that no worker can make as they stand: quarantined (on disk first), or fatal.
+
+        Always fatal where the run has trained on the sample: another in its place would make it another run, for good.
+        """
         with self._lock:
             for lost in losses:
                 if self.quarantined.get(lost.position, 0) > lost.attempt:
                     continue
                 index, name = self._identify(lost.position, lost.attempt)
+                if (step := self._trained_at(lost.position)) is not None:
+                    raise _not_again(step, lost, name)
                 self._count(lost.position)
                 # One too many is not quarantined: a run that is resumed reads it again, and may live.
                 if self._on_bad_sample == "substitute" and self.num_bad <= self._limit:
@@ -159,3 +168,13 @@ class BadSamplePolicy:
                 f"  the first {which}:\n{listed}\n"
                 f"  to go on: mend or remove them, or raise max_bad_fraction"
             )
+
+
+def _not_again(step: int, lost: Lost, name: str) -> RunFailed:
+    return RunFailed(
+        f"step {step} can't be done again: a sample that it was trained on can't be had now\n"
+        f"  sample:   {name} (position {lost.position})\n"
+        f"  cause:    {lost.cause}\n"
+        "  to go on: --resume once it can be read, nothing was put in its place;\n"
+        "            or leave what came later behind, with --from STEP --branch"
+    )

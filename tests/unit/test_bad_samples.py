@@ -11,6 +11,8 @@ import pytest
 from headrace.bad_samples import BadSamples, StreamName
 from pipeline.config import load_job
 from pipeline.config_job import Job
+from pipeline.errors import RunFailed
+from pipeline.messages import Lost
 from pipeline.plan import first_entries, job_recipes, open_job_source, plan_stream
 from pipeline.quarantine import Quarantined
 from pipeline.slice_header import QUARANTINED, BadSample
@@ -37,8 +39,8 @@ def job(tmp_path: Path) -> Job:
 def policy(bad_samples: BadSamples, job: Job, name: StreamName = "train", step: int = 0) -> BadSamplePolicy:
     source = open_job_source(job.config, str(job.path), 0, "arrays")
     of = "eval" if name == "eval" else "train"
-    spec, _ = plan_stream(job, of, source, "inproc://unused", first_entries(job, of, N), job_recipes(job, of))
-    return bad_samples.policy(name, spec, source, step)
+    spec, timeline = plan_stream(job, of, source, "inproc://unused", first_entries(job, of, N), job_recipes(job, of))
+    return bad_samples.policy(name, spec, source, timeline, step)
 
 
 def bad(position: int, cause: str = "torn") -> BadSample:
@@ -65,3 +67,21 @@ def test_a_sample_of_the_evaluation_counts_in_the_pass_that_lost_it(job: Job) ->
     made = policy(BadSamples(job, None, start), job, "eval", 10)
     made.delivered(8, [bad(3, QUARANTINED), bad(4, QUARANTINED)])
     assert made.num_bad == 1
+
+
+@pytest.mark.parametrize(("position", "step"), [(32, 4), (39, 4), (55, 6), (56, None), (57, None)])
+def test_what_an_earlier_attempt_trained_on_is_not_quarantined(position: int, step: int | None, job: Job) -> None:
+    """Resumed before step 4, of a run that had done step 6."""
+    bad_samples = BadSamples(job, None, StreamStart(head_step=4, free_from_step=7))
+    made = policy(bad_samples, job)
+    lost = [Lost(position=position, attempt=0, cause="I/O error")]
+    if step is None:
+        made.lost(lost)
+        assert made.quarantined == {position: 1}
+    else:
+        with pytest.raises(RunFailed, match=f"step {step} can't be done again"):
+            made.lost(lost)
+        assert made.quarantined == {}
+        evaluation = policy(bad_samples, job, "eval")
+        evaluation.lost([Lost(position=39, attempt=0, cause="I/O error")])
+        assert evaluation.quarantined == {39: 1}

@@ -185,3 +185,21 @@ def test_a_position_that_another_pass_has_counted_is_not_counted_again():
     made, _ = policy(quarantined={7: 1, 8: 1}, counted_elsewhere={7})
     made.delivered(16, [bad(7, QUARANTINED), bad(8, QUARANTINED)])
     assert made.num_bad == 1
+
+
+@pytest.mark.parametrize("on_bad_sample", ["substitute", "fail"])
+def test_a_sample_that_was_trained_on_is_never_replaced_when_its_step_is_done_again(on_bad_sample):
+    """A quarantine line would hold for good, and the step come out as another batch at every resume."""
+    made, written = policy(on_bad_sample, trained_at=lambda position: 230 if position < 8 else None)
+    with pytest.raises(RunFailed) as failure:
+        made.lost([Lost(position=7, attempt=0, cause="the read failed: I/O error")])
+    assert (written, made.quarantined, made.num_bad) == ([], {}, 0)
+    for part in ("step 230 can't be done again", "7-0.jpg (position 7)", "the read failed: I/O error", "--resume once"):
+        assert part in str(failure.value)
+
+
+def test_beyond_the_steps_that_are_done_again_a_lost_sample_is_replaced_as_ever():
+    """Nobody has seen another one there."""
+    made, written = policy(trained_at=lambda position: 230 if position < 8 else None)
+    made.lost([Lost(position=8, attempt=0, cause="I/O error")])
+    assert (written[0][0], made.quarantined) == ("quarantine", {8: 1})
