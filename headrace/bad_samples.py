@@ -1,6 +1,6 @@
 """What becomes of a job's bad samples: the policy of each of its streams, and where they are named.
 
-In:  a job, its run folder if it has one, what earlier attempts quarantined.
+In:  a job, its run folder if it has one, what earlier attempts quarantined and counted.
 Out: a `BadSamplePolicy` for a stream; how many bad samples were met.
 A look writes nothing: the train stream, which meets the same samples, decides about them.
 """
@@ -8,15 +8,16 @@ A look writes nothing: the train stream, which meets the same samples, decides a
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pipeline.config_job import Job
 from pipeline.messages import StreamSpec
 from pipeline.order import Order
-from pipeline.quarantine import Quarantined, attempts_at, entry_of
+from pipeline.quarantine import attempts_at, entry_of
 from pipeline.run_folder import RunFolder
 from pipeline.sources.protocol import Source
+from pipeline.stream_start import StreamStart
+from pipeline.timeline import Timeline
 from trainer.policy import BadSamplePolicy
 
 StreamName = Literal["train", "eval", "look"]
@@ -28,15 +29,24 @@ log = logging.getLogger("headrace.stream")
 class BadSamples:
     """Every bad sample of `train` and `eval` is counted, and named where the job's records are."""
 
-    def __init__(self, job: Job, folder: RunFolder | None, quarantined: Mapping[str, Sequence[Quarantined]]) -> None:
-        """`quarantined`: stream -> its entries, as on disk."""
-        self._job, self._folder = job, folder
+    def __init__(self, job: Job, folder: RunFolder | None, start: StreamStart) -> None:
+        self._job, self._folder, self._start = job, folder, start
         self.num_met = 0
-        self._quarantined = {name: list(quarantined.get(name, ())) for name in ("train", "eval")}
+        self._train: BadSamplePolicy | None = None
+        self._quarantined = {name: list(start.quarantined.get(name, ())) for name in ("train", "eval")}
         """All of it is on disk, if there is a run folder."""
 
-    def policy(self, name: StreamName, spec: StreamSpec, source: Source, step: int) -> BadSamplePolicy:
-        """The job's policy, for one incarnation of a stream that begins before `step` of the training."""
+    def num_bad_before(self, position: int) -> int:
+        """Bad samples of the train stream, in all attempts, before the position where training stands."""
+        return self._train.num_bad_before(position) if self._train is not None else 0
+
+    def policy(
+        self, name: StreamName, spec: StreamSpec, source: Source, timeline: Timeline, step: int
+    ) -> BadSamplePolicy:
+        """The job's policy, for one incarnation of a stream that begins before `step` of the training.
+
+        `timeline`: the stream's as it begins; what it may become differs only in steps that were never trained.
+        """
         config = self._job.config
         order = Order(spec.num_samples, seed=spec.seed, shuffle=spec.shuffle)
 
@@ -45,21 +55,35 @@ class BadSamples:
             index = order.substitute(key, attempt).sample_index if attempt else key.sample_index
             return index, source.describe(index)
 
+        def trained_at(position: int) -> int | None:
+            at_step = timeline.step_from(position + 1) - 1
+            return at_step if at_step < self._start.free_from_step else None
+
         if name == "look":
+            quarantined = attempts_at(self._quarantined["train"], step)
             return BadSamplePolicy(
                 config.on_bad_sample,
                 config.max_bad_fraction,
                 identify=identify,
-                quarantined=attempts_at(self._quarantined["train"], step),
+                quarantined=quarantined,
+                counted_elsewhere=quarantined.keys(),
             )
-        return BadSamplePolicy(
+        policy = BadSamplePolicy(
             config.on_bad_sample,
             config.max_bad_fraction,
             identify=identify,
             quarantine=lambda entry: self._quarantine(name, {**entry, "step": step} if name == "eval" else entry),
             journal=lambda entry: self._name(name, entry),
             quarantined=attempts_at(self._quarantined[name], step),
+            # A position of `eval` counts in the pass that lost it, also where that is done again; not in later ones.
+            counted_elsewhere=attempts_at(self._quarantined[name], step - 1) if name == "eval" else (),
+            trained_at=trained_at if name == "train" else lambda position: None,
+            num_delivered=self._start.num_delivered if name == "train" else 0,
+            num_bad=self._start.num_bad if name == "train" else 0,
         )
+        if name == "train":
+            self._train = policy
+        return policy
 
     def _quarantine(self, name: StreamName, entry: dict[str, Any]) -> None:
         if self._folder is not None:

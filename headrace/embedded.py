@@ -70,7 +70,7 @@ class Streams:
         self._folder = folder
         self._device = choose_device(job.config.device)
         self._sources: dict[str, Source] = {}
-        self._bad_samples = BadSamples(job, folder, start.quarantined)
+        self._bad_samples = BadSamples(job, folder, start)
         self._notes = Notes(folder.append_event if folder is not None else None)
         self._begun_with = start.fingerprint
         self._is_standing = connect is not None
@@ -111,6 +111,10 @@ class Streams:
     def num_bad_samples(self) -> int:
         """Bad samples met so far, in `train` and `evaluate`; each was named when it was met."""
         return self._bad_samples.num_met
+
+    def num_bad_before(self, position: int) -> int:
+        """Bad samples of the train stream, in all attempts, before the position where training stands."""
+        return self._bad_samples.num_bad_before(position)
 
     @property
     def worker_fingerprint(self) -> str:
@@ -252,7 +256,7 @@ class Streams:
     ) -> tuple[BatchStream, Receiver | InlineReceiver]:
         """The stream, of which nothing is made before every recipe ahead was probed; it is closed with the others."""
         fingerprint = self._begun_with if name == "train" else self.worker_fingerprint
-        policy = self._bad_samples.policy(name, spec, source, training_step)
+        policy = self._bad_samples.policy(name, spec, source, course.timeline, training_step)
         receiver = self._receivers.open(name, spec, course, head_step, fingerprint, policy)
         stream = BatchStream(receiver, num_samples=len(source), classes=source.classes, device=self._device)
         self._opened.add(stream)

@@ -152,6 +152,9 @@ def stream_start(folder: Path, job: Job, resumption: Resumption, entries: tuple[
         entries=entries,
         recipes=recipes_of(folder, job, entries),
         quarantined=read_quarantine(folder),
+        # Absent in checkpoints of older versions: their allowance starts again.
+        num_delivered=resumption.state.get("num_samples", 0),
+        num_bad=resumption.state.get("num_bad_samples", 0),
         fingerprint=resumption.worker_fingerprint,
         free_from_step=resumption.free_from_step,
     )

@@ -25,6 +25,10 @@ class StreamStart:
     """Every recipe that `entries` names, by digest."""
     quarantined: Mapping[str, Sequence[Quarantined]] = field(default_factory=dict)
     """Stream role ("train", "eval") -> what is written of it in quarantine.jsonl."""
+    num_delivered: int = 0
+    """Samples that were trained on before `head_step`."""
+    num_bad: int = 0
+    """Bad ones among them: the run's allowance goes on from here."""
     fingerprint: str = ""
     """Of the workers that made the slices so far; others would make other bytes."""
     free_from_step: int = 0

@@ -79,13 +79,17 @@ class CoreTrainer:
         self._next_beat_s = self._spoke_s = 0.0
         self._pull = FakePull()
         lock, state, notes = threading.Condition(), ReceiverState(), Notes(lambda action, **fields: None)
+        timeline, free_from_step = disk.timeline, max(head_step, disk.num_delivered)
         policy = BadSamplePolicy(
             "substitute", 1.0, identify=lambda position, attempt: (position, f"{position}.png"),
             quarantine=disk.quarantine, quarantined=disk.quarantined,
+            trained_at=lambda position: (
+                step if (step := timeline.step_from(position + 1) - 1) < free_from_step else None
+            ),
         )  # fmt: skip
         self.course = Course(
             disk.timeline, disk.recipes, window=lambda batch_size, spec: window(),
-            free_from_step=max(head_step, disk.num_delivered), record=self._record,
+            free_from_step=free_from_step, record=self._record,
         )  # fmt: skip
         self.reassembly = Reassembly(
             disk.timeline, stream=STREAM, incarnation=incarnation, window=0, head_step=head_step

@@ -9,7 +9,7 @@ import random
 from dataclasses import dataclass
 
 from pipeline.dispatcher import Dispatcher
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, RunFailed
 from pipeline.leases import Leases
 from pipeline.messages import AnyMessage, Granted, WorkerDied
 from pipeline.recipe import Chain, ChainNode, Recipe
@@ -170,6 +170,10 @@ class CoreSystem:
             if self.coin.random() < 0.7 and not self.trainer.ended:
                 self.trainer.take()
         except Crashed:
+            self._resume()
+        except RunFailed as error:  # a sample that was there before can't be read again now
+            if "can't be done again" not in str(error):
+                raise
             self._resume()
         except ConfigError as error:  # five were killed while they probed: by policy the chain's fault
             if "workers survive" not in str(error):

@@ -89,6 +89,8 @@ class RunRecord:
         self.position = 0
         """One past the last position trained on."""
         self.num_steps_done = 0
+        self.num_samples = 0
+        """Trained on, in all attempts."""
         self.evaluated_step = -1
         """Steps that were done at the latest evaluation; -1 before the first."""
         self.best_step: int | None = None
@@ -98,7 +100,7 @@ class RunRecord:
         self._keep_best = keep_best
         self._best_value = math.nan
         self._first_step = 0
-        self._num_samples = self._num_samples_before = 0
+        self._num_samples_before = 0
         self._skipped_steps = 0
         self._loss = math.nan
         self._last_losses: deque[float] = deque(maxlen=_NUM_FINAL_STEPS)
@@ -113,7 +115,7 @@ class RunRecord:
             "position": self.position,
             "num_steps_done": self.num_steps_done,
             "evaluated_step": self.evaluated_step,
-            "num_samples": self._num_samples,
+            "num_samples": self.num_samples,
             "skipped_steps": self._skipped_steps,
             "loss": self._loss,
             "last_losses": list(self._last_losses),
@@ -128,7 +130,7 @@ class RunRecord:
         self.epoch, self.position = state["epoch"], state["position"]
         self.num_steps_done = self._first_step = state["num_steps_done"]
         self.evaluated_step = state["evaluated_step"]
-        self._num_samples = self._num_samples_before = state["num_samples"]
+        self.num_samples = self._num_samples_before = state["num_samples"]
         self._skipped_steps = state["skipped_steps"]
         self._loss = state["loss"]
         self._last_losses.extend(state["last_losses"])
@@ -158,7 +160,7 @@ class RunRecord:
         """One line of metrics.jsonl, with the batch's coordinates and digest; one of journal.jsonl if skipped."""
         self.epoch, self.position = batch.epoch, batch.stop
         self.num_steps_done = batch.step + 1
-        self._num_samples += result.num_samples
+        self.num_samples += result.num_samples
         self._loss = result.loss
         numbers = {"loss": json_number(result.loss), "grad_norm": json_number(result.grad_norm), "lr": result.lr}
         self._folder.append_metrics(
@@ -219,7 +221,7 @@ class RunRecord:
             num_steps=self._num_steps,
             epoch=self.epoch,
             loss=self._loss,
-            samples_per_s=(self._num_samples - self._num_samples_before) / trained_s,
+            samples_per_s=(self.num_samples - self._num_samples_before) / trained_s,
             waited_fraction=waited_s / trained_s,
             maybe_evaluation=self._maybe_evaluation,
         )
@@ -232,9 +234,9 @@ class RunRecord:
         evaluation = self._maybe_evaluation
         return Summary(
             num_steps=self.num_steps_done,
-            num_samples=self._num_samples,
+            num_samples=self.num_samples,
             skipped_steps=self._skipped_steps,
-            samples_per_s=(self._num_samples - self._num_samples_before) / trained_s,
+            samples_per_s=(self.num_samples - self._num_samples_before) / trained_s,
             waited_s=waited_s,
             waited_fraction=waited_s / trained_s,
             final_loss=sum(self._last_losses) / len(self._last_losses) if self._last_losses else math.nan,

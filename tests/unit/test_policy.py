@@ -1,14 +1,16 @@
 """What is done about bad samples, without streams."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
-from pipeline.slice_header import BadSample
+from pipeline.slice_header import QUARANTINED, BadSample
 from trainer.policy import MIN_BAD_BEFORE_FATAL, BadSamplePolicy
 
 
-def policy(on_bad_sample="substitute", max_bad_fraction=0.0):
+def policy(on_bad_sample="substitute", max_bad_fraction=0.0, **earlier):
     """A policy over samples named after position and attempt, and the lists it writes to, in the order of writing."""
     written = []
     made = BadSamplePolicy(
@@ -17,12 +19,30 @@ def policy(on_bad_sample="substitute", max_bad_fraction=0.0):
         identify=lambda position, attempt: (100 * position + attempt, f"{position}-{attempt}.jpg"),
         quarantine=lambda entry: written.append(("quarantine", entry)),
         journal=lambda entry: written.append(("journal", entry)),
+        **earlier,
     )
     return made, written
 
 
-def bad(position):
-    return BadSample(position=position, index=position, name=f"{position}.jpg", cause="torn", substitute=99)
+def bad(position, cause="torn"):
+    return BadSample(position=position, index=position, name=f"{position}.jpg", cause=cause, substitute=99)
+
+
+def passes(made, positions, torn=(), lost=(), *, is_ahead=False):
+    """A worker delivers these positions in slices of 16; the first that the policy doesn't bear, or None."""
+    try:
+        for start in positions[::16]:
+            stop = min(start + 16, positions.stop)
+            for position in range(start, stop):
+                if position in lost and position not in made.quarantined:
+                    made.lost([Lost(position=position, attempt=0, cause="I/O error")])
+            causes = dict.fromkeys(torn, "torn") | dict.fromkeys(made.quarantined, QUARANTINED)
+            made.delivered(stop - start, [bad(place, causes[place]) for place in range(start, stop) if place in causes])
+            if not is_ahead:  # of the loop, which has not come so far
+                made.quarantined_from(stop)
+    except RunFailed:
+        return start
+    return None
 
 
 def test_a_lost_position_is_written_down_by_its_samples_name_before_it_counts():
@@ -92,3 +112,94 @@ def test_what_an_earlier_attempt_decided_holds_and_is_not_decided_again():
     made.lost([Lost(position=7, attempt=0, cause="SIGSEGV")])
     assert made.quarantined_from(5) == {7: 1}
     assert made.num_bad == 0
+
+
+def test_a_resumed_run_has_the_allowance_of_the_run_and_not_of_one_that_just_began():
+    """Thirty torn files late in a run that bears five hundred: it lived, and lives when it is stopped before them."""
+    torn = range(50_000, 50_030)
+    undisturbed, _ = policy(max_bad_fraction=0.01)
+    assert passes(undisturbed, range(60_000), torn) is None
+    resumed, _ = policy(max_bad_fraction=0.01, num_delivered=49_600, num_bad=0)
+    assert passes(resumed, range(49_600, 60_000), torn) is None
+    assert (resumed.num_delivered, resumed.num_bad) == (undisturbed.num_delivered, undisturbed.num_bad) == (60_000, 30)
+
+
+@given(
+    torn=st.sets(st.integers(0, 639), max_size=40),
+    lost=st.sets(st.integers(0, 639), max_size=10),
+    cut=st.integers(0, 40),
+    num_ahead=st.integers(0, 4),
+)
+def test_wherever_a_run_is_cut_it_ends_at_the_same_sample_or_lives(torn, lost, cut, num_ahead):
+    """Law 5: what had arrived ahead of the checkpoint is neither forgotten nor counted twice."""
+    undisturbed, _ = policy(max_bad_fraction=0.04)
+    verdict = passes(undisturbed, range(640), torn, lost - torn)
+    first, written = policy(max_bad_fraction=0.04)
+    start = 16 * cut
+    if passes(first, range(start), torn, lost - torn) is None:
+        passes(first, range(start, min(640, start + 16 * num_ahead)), torn, lost - torn, is_ahead=True)
+    else:
+        start = verdict
+    num_bad = first.num_bad_before(start)
+    quarantined = {entry["position"]: 1 for kind, entry in written if kind == "quarantine"}
+    kept = {"num_delivered": start, "num_bad": num_bad, "quarantined": quarantined}
+    resumed, _ = policy(max_bad_fraction=0.04, **kept)
+    assert passes(resumed, range(start, 640), torn, lost - torn) == verdict
+    if verdict is None:
+        assert resumed.num_bad == undisturbed.num_bad
+
+
+def test_what_arrives_ahead_of_a_checkpoint_is_not_in_its_count():
+    """It arrives again after a resume. The loop may hold a batch that the receiver has passed."""
+    made, _ = policy()
+    made.delivered(8, [bad(position) for position in (1, 5, 6)])
+    assert made.num_bad_before(4) == 1
+    for start in (4, 8):  # batches of 4; the loop has taken the second, and saves what was before it
+        made.quarantined_from(start)
+        assert made.num_bad_before(4) == 1
+    made.quarantined_from(8)
+    assert (made.num_bad_before(4), made.num_bad_before(8), made.num_bad) == (1, 3, 3)
+
+
+def test_a_sample_quarantined_by_an_earlier_attempt_counts_where_it_is_delivered():
+    """It was lost ahead of the checkpoint, whose count leaves it out; that it may be borne was decided then."""
+    made, written = policy(num_bad=10, quarantined={7: 1, 8: 1})
+    made.delivered(16, [bad(7, QUARANTINED)])
+    assert (made.num_bad, written) == (11, [])
+    with pytest.raises(RunFailed, match=r"12 bad samples among 16 .*\n  the first of this attempt"):
+        made.delivered(0, [bad(9)])
+
+
+def test_the_sample_that_is_one_too_many_is_not_quarantined():
+    """Storage that is away for a minute ends the run; resumed, the run reads that sample again."""
+    made, written = policy()
+    losses = [Lost(position=position, attempt=0, cause="I/O error") for position in range(MIN_BAD_BEFORE_FATAL + 1)]
+    with pytest.raises(RunFailed):
+        made.lost(losses)
+    assert [entry["position"] for kind, entry in written if kind == "quarantine"] == list(range(MIN_BAD_BEFORE_FATAL))
+    assert written[-1][1]["name"] == f"{MIN_BAD_BEFORE_FATAL}-0.jpg"
+
+
+def test_a_position_that_another_pass_has_counted_is_not_counted_again():
+    """Each evaluation meets what earlier ones have lost: a hundred of them don't make a bad data set of one sample."""
+    made, _ = policy(quarantined={7: 1, 8: 1}, counted_elsewhere={7})
+    made.delivered(16, [bad(7, QUARANTINED), bad(8, QUARANTINED)])
+    assert made.num_bad == 1
+
+
+@pytest.mark.parametrize("on_bad_sample", ["substitute", "fail"])
+def test_a_sample_that_was_trained_on_is_never_replaced_when_its_step_is_done_again(on_bad_sample):
+    """A quarantine line would hold for good, and the step come out as another batch at every resume."""
+    made, written = policy(on_bad_sample, trained_at=lambda position: 230 if position < 8 else None)
+    with pytest.raises(RunFailed) as failure:
+        made.lost([Lost(position=7, attempt=0, cause="the read failed: I/O error")])
+    assert (written, made.quarantined, made.num_bad) == ([], {}, 0)
+    for part in ("step 230 can't be done again", "7-0.jpg (position 7)", "the read failed: I/O error", "--resume once"):
+        assert part in str(failure.value)
+
+
+def test_beyond_the_steps_that_are_done_again_a_lost_sample_is_replaced_as_ever():
+    """Nobody has seen another one there."""
+    made, written = policy(trained_at=lambda position: 230 if position < 8 else None)
+    made.lost([Lost(position=8, attempt=0, cause="I/O error")])
+    assert (written[0][0], made.quarantined) == ("quarantine", {8: 1})

@@ -15,7 +15,7 @@ from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from pipeline.config import dump_job
 from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line, read_lines
-from pipeline.resume import choose_checkpoint
+from pipeline.resume import choose_checkpoint, stream_start
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_metrics
 from pipeline.user_code import PRIVATE_PREFIX, load_attribute, source_digest
@@ -375,3 +375,16 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_refused_with_each_reason(tmp
         (path / f"checkpoints/step-{step:08d}/state.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"step-00000008(.|\n)*step-00000004(.|\n)*--from 0 --branch"):
         choose_checkpoint(path)
+
+
+def test_a_checkpoint_has_the_counts_that_the_allowance_of_bad_samples_goes_on_from(tmp_path):
+    """A run that has borne bad samples bears as many when it is resumed."""
+    job, path = noisy_job(tmp_path), tmp_path / "run"
+    with pytest.raises(Killed):
+        attempt(job, path, until=11)
+    resumed = choose_checkpoint(path)
+    lines = [line for step, line in read_metrics(path).items() if step < resumed.step]
+    num_samples = sum(line["num_samples"] for line in lines)
+    start = stream_start(path, job, resumed, ())
+    assert (start.num_delivered, start.num_bad) == (num_samples, resumed.state["position"] // 7)
+    assert num_samples > 0 < start.num_bad
