@@ -17,13 +17,14 @@ RUN python3 -m venv /pip && python3 -m venv --without-pip /opt/headrace && touch
     && if cmp -s constraints.txt wheels/constraints.txt; then printf '[install]\nno-index = true\n' > pip.conf; fi
 
 FROM build AS house
-WORKDIR /headrace
+COPY LICENSE README.md ./
 COPY headrace headrace
 COPY pipeline pipeline
 COPY workers workers
 COPY trainer trainer
 # A checkout may be closed to others, and a read-only image can't keep what Python compiles.
-RUN python3 -m compileall -q --invalidation-mode unchecked-hash . && chmod -R a+rX .
+RUN /pip/bin/pip install --no-deps --no-compile --target /headrace . \
+    && python3 -m compileall -q --invalidation-mode unchecked-hash /headrace && chmod -R a+rX /headrace
 
 FROM build AS for-pipeline
 RUN python3 docker/requirements.py | /pip/bin/pip install -r /dev/stdin
@@ -37,16 +38,16 @@ RUN python3 docker/requirements.py trainer report prometheus tensorboard | /pip/
 FROM build AS demo
 RUN python3 docker/requirements.py demo | /pip/bin/pip install -r /dev/stdin
 COPY --from=house /headrace /headrace
-RUN cd /headrace && /opt/headrace/bin/python -m headrace demo-data demo-data
+RUN PYTHONPATH=/headrace /headrace/bin/headrace demo-data /headrace/demo-data && chmod -R a+rX /headrace/demo-data
 
 FROM ${BASE_IMAGE} AS service
 # A name for the user, which torch asks for. An empty volume takes over owner and mode of the folder it is mounted on.
 RUN useradd --uid 10001 --home-dir /tmp --no-create-home headrace \
     && install -d -o headrace -g headrace -m 700 /run/headrace /var/cache/headrace \
     && install -d -o headrace -g headrace /headrace /headrace/runs
-ENV HOME=/tmp XDG_RUNTIME_DIR=/run/headrace XDG_CACHE_HOME=/var/cache/headrace \
-    PYTHONPATH=/headrace PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
-COPY docker/headrace docker/train /usr/local/bin/
+ENV PATH=/headrace/bin:${PATH} PYTHONPATH=/headrace PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp XDG_RUNTIME_DIR=/run/headrace XDG_CACHE_HOME=/var/cache/headrace
+COPY docker/train /usr/local/bin/
 WORKDIR /headrace
 USER 10001:10001
 ENTRYPOINT ["headrace"]

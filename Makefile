@@ -43,7 +43,7 @@ calibrate: $(INSTALLED) demo-data
 # All that the images need, so that they are built without a network; wheels that lie there already are taken first.
 wheelhouse: $(INSTALLED)
 	mkdir -p wheelhouse
-	$(BIN)/python docker/requirements.py workers trainer report prometheus tensorboard demo > wheelhouse/requirements.txt
+	$(BIN)/python docker/requirements.py build workers trainer report prometheus tensorboard demo > wheelhouse/requirements.txt
 	$(BIN)/pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(IMAGE_PYTHON) \
 	    --find-links wheelhouse --dest wheelhouse -c constraints.txt -r wheelhouse/requirements.txt
 	cp constraints.txt wheelhouse/
