@@ -21,7 +21,7 @@ import pytest
 
 from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from tests.home import Home
-from tests.processes import ROOT, lines_of, run_headrace
+from tests.processes import ROOT, Headrace, lines_of
 
 SERVICES = ("pipeline", "workers", "trainer")
 NUM_POOLS = 4
@@ -268,7 +268,8 @@ def train_embedded(job: Path, timeline: Path, run_dir: Path) -> None:
     home = Home()
     try:
         train = ("train", job, "--timeline", timeline, "--run-dir", run_dir)
-        ended = run_headrace(*train, folder=job.parent, environment=home.environment, deadline_s=TRAINING_S)
+        with Headrace(*train, folder=job.parent, environment=home.environment) as run:
+            ended = run.finish(TRAINING_S)
     finally:
         home.remove()
     assert ended.code == 0, ended.err
