@@ -48,7 +48,7 @@ wheelhouse: $(INSTALLED)
 	    --find-links wheelhouse --dest wheelhouse -c constraints.txt -r wheelhouse/requirements.txt
 	cp constraints.txt wheelhouse/
 
-# Needs an engine with compose: about five minutes, beside the building of the images. Not part of any other target.
+# Needs an engine with compose: under ten minutes on two cores, beside the building of the images. Not part of any other target.
 compose-test: install
 	$(BIN)/pytest -s tests/compose_up.py
 
