@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# Of the images' base (docker-compose.yml), which `make wheelhouse` downloads wheels for.
+IMAGE_PYTHON ?= 3.11
 
-.PHONY: install demo demo-data test test-long check bench calibrate clean
+.PHONY: install demo demo-data test test-long check bench calibrate wheelhouse compose-test clean
 
 install: $(INSTALLED) demo-data
 
@@ -37,6 +39,18 @@ bench: $(INSTALLED)
 
 calibrate: $(INSTALLED) demo-data
 	$(BIN)/headrace calibrate configs/jobs/calibrate.yaml
+
+# All that the images need, so that they are built without a network; wheels that lie there already are taken first.
+wheelhouse: $(INSTALLED)
+	mkdir -p wheelhouse
+	$(BIN)/python docker/requirements.py build workers trainer report prometheus tensorboard demo > wheelhouse/requirements.txt
+	$(BIN)/pip download --quiet --disable-pip-version-check --only-binary :all: --python-version $(IMAGE_PYTHON) \
+	    --find-links wheelhouse --dest wheelhouse -c constraints.txt -r wheelhouse/requirements.txt
+	cp constraints.txt wheelhouse/
+
+# Needs an engine with compose: under ten minutes on two cores, beside the building of the images. Not part of any other target.
+compose-test: install
+	$(BIN)/pytest -s tests/compose_up.py
 
 clean:
 	rm -rf .venv build *.egg-info

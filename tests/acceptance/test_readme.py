@@ -173,7 +173,7 @@ def run_block(block: Block, clone: Path) -> str:
 
 def test_every_exempt_block_says_why() -> None:
     """`not run` is for what cannot run here, so there are few."""
-    assert 6 >= sum(bool(block.why_not) for block in blocks())
+    assert 7 >= sum(bool(block.why_not) for block in blocks())
 
 
 def test_the_library_snippet_takes_six_lines_at_most() -> None:
