@@ -194,7 +194,7 @@ class Streams:
         """The train stream, whose chains were tried and whose timeline is on disk; ConfigError, and it is not."""
         job, folder = self._job, self._folder
         endpoint = self._receivers.endpoint("train")
-        spec, timeline = plan_stream(job, "train", source, endpoint, begun.entries, begun.recipes)
+        spec, timeline = plan_stream(job, "train", source, endpoint, begun.entries)
         self._train_course = Course(
             timeline,
             begun.recipes,
@@ -230,7 +230,7 @@ class Streams:
         job = self._job
         source, recipes = self._source(section_of(job.config, "eval").source), job_recipes(job, "eval")
         entries = first_entries(job, "eval", len(source))
-        spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries, recipes)
+        spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries)
         course = Course(timeline, recipes, window=self._window, batch_specs=self._batch_specs["eval"], is_held=is_held)
         stream, _ = self._open("eval", source, spec, course, 0, training_step=step)
         return stream, course
@@ -238,7 +238,7 @@ class Streams:
     def _open_look(self, timeline: Timeline) -> BatchStream:
         job, recipes = self._job, self._train_course.recipes
         source = self._source(job.config.train.source)
-        spec, _ = plan_stream(job, "train", source, self._receivers.endpoint("look"), timeline.entries, recipes)
+        spec, _ = plan_stream(job, "train", source, self._receivers.endpoint("look"), timeline.entries)
         spec = msgspec.structs.replace(spec, end_position=timeline.end_position)
         # What the train stream's probes answered need not be asked again.
         known = dict(self._train_course.batch_specs)
