@@ -150,6 +150,30 @@ def test_a_worker_and_the_stream_that_it_probes_for_may_be_given_up_at_once() ->
     assert (service.leases.streams, set(service.leases.workers)) == ({}, {"w2"})
 
 
+def test_a_chain_that_crashes_while_it_is_tried_costs_the_leases_at_its_samples_nothing() -> None:
+    """Early in a run the window covers positions that are probed, too: under the chain in use they are sound."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    for number in (1, 2):
+        worker = f"w{number}"
+        service.hears(worker, join(worker))
+        service.hears("s#1", m.AskProbe(stream="s", incarnation=1, recipe=OTHER))
+        assert [granted.lease.start for granted in service.sent_to(worker, m.Granted)] == [0, 4]
+        assert [probe.skip for probe in service.sent_to(worker, m.Probe)] == [(0,) * (number - 1)]
+        died = m.WorkerDied(
+            worker=worker, cause="SIGSEGV", by_itself=True, stream="s", incarnation=1, position=0, probed=OTHER.digest
+        )
+        service.hears("pool", died)
+    (answer,) = service.sent_to("s#1", m.Probed)
+    assert [problem.got for problem in answer.problems] == ["they died of it: SIGSEGV"]
+    assert service.sent_to("s#1", m.SamplesLost) == []
+    service.hears("w3", join("w3"))
+    assert [(granted.lease.start, granted.lease.stop) for granted in service.sent_to("w3", m.Granted)] == [
+        (0, 4),
+        (4, 8),
+    ]
+
+
 SLOW = Recipe(chain=Chain(file="slow.yaml", line=3, path="train.chain", nodes=(ChainNode(name="Slow"),)))
 
 
