@@ -204,6 +204,7 @@ class Streams:
             last_change_step=begun.changes[-1].from_step if begun.changes else 0,
             record=begun.record,
             is_held=not begun.is_settled,
+            is_written=begun.is_written,
         )
         self.train, receiver = self._open("train", source, spec, self._train_course, start.head_step)
         if folder is None:
@@ -211,6 +212,7 @@ class Streams:
         else:
             self._try_chains()
         begun.write()
+        self._train_course.is_written = True
         return receiver
 
     def _try_chains(self) -> None:

@@ -119,7 +119,8 @@ class Conversation:
         self.outbox.append(beat)
         # With each beat, until it is answered; a swap waits for the recipes that the stream begins with.
         unprobed = self._course.unprobed(head_step)
-        asked = unprobed or ((self._swapping.probing,) if self._swapping.probing else ())
+        wished = self._swapping.probing if self._course.is_written else None
+        asked = unprobed or ((wished,) if wished else ())
         self.outbox += [AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=recipe) for recipe in asked]
 
     @property
@@ -222,6 +223,8 @@ class Conversation:
                 self._reassembly.window = self._course.window(head_step)
                 self._lock.notify_all()
             return True
+        if not self._course.is_written:
+            return False  # ... and once that is on disk: until then it may be refused, and must leave no trace
         first_step = self._first_untouched_step()
         hint = probed.unleased_step + self._num_leased_meanwhile(head_step)
         if self._swapping.probed(probed.recipe, probed.spec, problems, first_step, hint):

@@ -260,6 +260,21 @@ def test_an_answer_about_a_swap_waits_for_the_recipes_that_the_stream_begins_wit
     assert [each.recipe for each in talk.says() if isinstance(each, AskProbe)] == [OTHER]
 
 
+def test_no_swap_is_granted_before_what_a_resume_changes_is_on_disk() -> None:
+    """Else a run whose resume is refused, for its evaluation's chain, would have another timeline than before."""
+    talk = Talk()
+    talk.course.is_written = False
+    talk.begin()
+    talk.hears(SwapAsked(operation="op", chain=OTHER.chain, **ID))
+    assert [type(message) for message in talk.says()] == [StreamBeat]
+    assert not talk.hears(probed(OTHER))
+    assert talk.course.revision == 0
+    talk.course.is_written = True
+    assert [each.recipe for each in talk.says() if isinstance(each, AskProbe)] == [OTHER]
+    assert talk.hears(probed(OTHER))
+    assert talk.course.revision == 1
+
+
 def test_a_scheduled_chain_that_is_refused_ends_the_stream_before_its_first_batch() -> None:
     """With the place in its file."""
     talk = Talk()
