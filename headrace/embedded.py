@@ -198,7 +198,7 @@ class Streams:
         """The train stream, whose chains were tried and whose timeline is on disk; ConfigError, and it is not."""
         job, folder = self._job, self._folder
         endpoint = self._receivers.endpoint("train")
-        spec, timeline = plan_stream(job, "train", source, endpoint, begun.entries, begun.recipes)
+        spec, timeline = plan_stream(job, "train", source, endpoint, begun.entries)
         self._train_course = Course(
             timeline,
             begun.recipes,
@@ -208,6 +208,7 @@ class Streams:
             last_change_step=begun.changes[-1].from_step if begun.changes else 0,
             record=begun.record,
             is_held=not begun.is_settled,
+            is_written=begun.is_written,
         )
         self.train, receiver = self._open("train", source, spec, self._train_course, start.head_step)
         if folder is None:
@@ -215,6 +216,7 @@ class Streams:
         else:
             self._try_chains()
         begun.write()
+        self._train_course.is_written = True
         return receiver
 
     def _try_chains(self) -> None:
@@ -234,7 +236,7 @@ class Streams:
         job = self._job
         source, recipes = self._source(section_of(job.config, "eval").source), job_recipes(job, "eval")
         entries = first_entries(job, "eval", len(source))
-        spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries, recipes)
+        spec, timeline = plan_stream(job, "eval", source, self._receivers.endpoint("eval"), entries)
         course = Course(timeline, recipes, window=self._window, batch_specs=self._batch_specs["eval"], is_held=is_held)
         stream, _ = self._open("eval", source, spec, course, 0, training_step=step)
         return stream, course
@@ -242,7 +244,7 @@ class Streams:
     def _open_look(self, timeline: Timeline) -> BatchStream:
         job, recipes = self._job, self._train_course.recipes
         source = self._source(job.config.train.source)
-        spec, _ = plan_stream(job, "train", source, self._receivers.endpoint("look"), timeline.entries, recipes)
+        spec, _ = plan_stream(job, "train", source, self._receivers.endpoint("look"), timeline.entries)
         spec = msgspec.structs.replace(spec, end_position=timeline.end_position)
         # What the train stream's probes answered need not be asked again.
         known = dict(self._train_course.batch_specs)

@@ -6,7 +6,6 @@ Out: `RunTimeline`: entries and every recipe that they name, what is not on disk
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.config_job import Job
@@ -45,12 +44,16 @@ class RunTimeline:
         """All that the run wrote, and the one that it is to write."""
         self._folder = folder
         self._unwritten = change
-        self._lock = threading.Lock()
+
+    @property
+    def is_written(self) -> bool:
+        """True if all of it is on disk."""
+        return self._unwritten is None
 
     @property
     def is_settled(self) -> bool:
         """True if a stream can follow it at once: all of it is on disk, and nothing is to be tried."""
-        return self._unwritten is None and not self.edits
+        return self.is_written and not self.edits
 
     @property
     def is_given(self) -> bool:
@@ -59,18 +62,17 @@ class RunTimeline:
 
     def write(self) -> None:
         """What the entries say is on disk afterwards; to be called once their recipes were tried."""
-        with self._lock:  # an operator's swap may come between a trial and what follows it
-            if self._unwritten is not None and self._folder is not None:
-                _append(self._folder, named_recipes(self._unwritten.entries, self.recipes), self._unwritten)
-            self._unwritten = None
+        if self._unwritten is not None and self._folder is not None:
+            _append(self._folder, named_recipes(self._unwritten.entries, self.recipes), self._unwritten)
+        self._unwritten = None
 
     def record(self, recipe: Recipe, change: TimelineChange) -> None:
         """A later change and its recipe are on disk before this returns, behind what the stream began with.
 
         RunFailed, and the timeline is as it was, if that is impossible.
         """
+        assert self.is_written
         if self._folder is not None:
-            self.write()
             _append(self._folder, [recipe], change)
 
 

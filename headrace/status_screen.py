@@ -73,8 +73,9 @@ def rows(pairs: Iterable[tuple[str, str]]) -> list[Text]:
     return lines
 
 
-def timeline_rows(entries: Sequence[TimelineEntry], head_step: int) -> list[tuple[str, str]]:
-    """The entry before the present one, the present one, and the two that come next."""
+def timeline_rows(entries: Sequence[TimelineEntry], head_step: int, num_entries: int = 0) -> list[tuple[str, str]]:
+    """The entry before the present one, the present one, and the two that come next; `num_entries`: of the whole
+    timeline, if that is more."""
     place = max([0, *(number for number, entry in enumerate(entries) if entry.step <= head_step)])
     made = []
     for entry in entries[max(0, place - 1) : place + 3]:
@@ -82,7 +83,7 @@ def timeline_rows(entries: Sequence[TimelineEntry], head_step: int) -> list[tupl
         file = shortened(entry.file, 20) if entry.file else "(inside the job)"
         text = f"{when:<6} from step {entry.step:<7} {entry.recipe[:8]}  batch {entry.batch_size:<4} {file}"
         made.append(("timeline", text))
-    left_out = len(entries) - len(made)
+    left_out = max(len(entries), num_entries) - len(made)
     return [*made, *([("timeline", f"and {left_out} more in timeline.jsonl")] if left_out > 0 else [])]
 
 
@@ -125,7 +126,7 @@ def _job(job: StreamStatus) -> list[Text]:
             ("rate", f"{report.samples_per_s:.0f} samples/s   waited for data {100 * report.waited_fraction:.0f} %"),
             *([("limited by", _LIMITS.get(report.limit, report.limit))] if report.limit else []),
             ("chain", f"{shortened(report.chain, 44) or '(inside the job)'}   {report.recipe}"),
-            *timeline_rows(report.timeline, job.head_step),
+            *timeline_rows(report.timeline, job.head_step, report.num_entries),
             ("window", window),
             *bad,
             *silent,

@@ -13,6 +13,9 @@ from pipeline.service_messages import StreamReport
 from pipeline.timeline import Timeline
 from trainer.report_rates import Rates
 
+MAX_ENTRIES = 8
+"""Of a timeline, told each second: the entry before the present one, and more of those to come than anyone is shown."""
+
 
 def describe_stream(
     job: Job,
@@ -27,6 +30,7 @@ def describe_stream(
 ) -> StreamReport:
     """What people are told of a stream whose next batch is that of `step`."""
     position, entry = timeline.start_of(step), timeline.entry_at(step)
+    past = sum(each.step < entry.step for each in timeline.entries)
     return StreamReport(
         job=job.config.name,
         run_folder=run_folder,
@@ -38,7 +42,8 @@ def describe_stream(
         limit=rates.limit(service),
         recipe=entry.recipe,
         chain=entry.file or str(job.path),
-        timeline=timeline.entries,
+        timeline=timeline.entries[max(0, past - 1) :][:MAX_ENTRIES],
+        num_entries=len(timeline.entries),
         num_bad_samples=num_bad_samples,
         notes=notes,
     )

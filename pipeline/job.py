@@ -17,6 +17,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.job_clip import ClipSection as ClipSection
 from pipeline.job_health import HealthSection as HealthSection
 from pipeline.job_model import ModelSection as ModelSection
+from pipeline.probes import DEFAULT_HANG_S
 from pipeline.section import (
     DecayRate,
     Fraction,
@@ -239,8 +240,11 @@ class JobConfig(Section):
     """A sample that can't be decoded or transformed: replaced by another chosen from its coordinates, or fatal."""
     max_bad_fraction: Fraction = 0.01
     """Under `substitute`: fatal once more than max(10, this share of delivered samples) were bad."""
-    hang_s: PositiveFloat = 60.0
-    """Seconds without progress on a sample, or in building the chain, before a worker is killed by its pool."""
+    hang_s: PositiveFloat = DEFAULT_HANG_S
+    """Seconds without progress on a sample (its read included), or in building the chain, before a worker is killed by
+    its pool. While a chain is tried, at a start or for a swap, everybody waits: there 15 s for a sample and 30 s for
+    building are enough, unless hang_s is less, or was raised above its default. Opening a source has 1,800 s (or
+    hang_s, if that is more), twice as much after each kill."""
     stall_timeout_s: PositiveFloat = 300.0
     """Seconds without any arriving slice after which `on_stall` is followed, saying what is missing."""
     on_stall: Literal["fail", "wait"] = "fail"

@@ -31,6 +31,8 @@ class KnownStream:
     def __init__(self, stream_id: StreamId, message: Register) -> None:
         self.identity = trainer_identity(*stream_id)
         self.spec = message.spec
+        self.recipes = {recipe.digest: recipe for recipe in message.spec.recipes}
+        """All that a lease may name."""
         self.revision = message.revision
         self.batch_specs = dict(message.batch_specs)
         self.fingerprint = message.fingerprint
@@ -48,7 +50,9 @@ class KnownStream:
     def register(self, message: Register) -> None:
         """Take over a registration with a higher revision."""
         self.spec, self.revision = message.spec, message.revision
-        named = {recipe.digest for recipe in message.spec.recipes}
+        # Not those of the message alone: until the next beat, steps before its head may still be leased.
+        self.recipes |= {recipe.digest: recipe for recipe in message.spec.recipes}
+        named = {entry.recipe for entry in message.spec.timeline}
         known = {digest: spec for digest, spec in self.batch_specs.items() if digest in named}
         self.batch_specs = {**known, **message.batch_specs}
         self._version += 1
@@ -87,13 +91,11 @@ class KnownStream:
         self.opened[worker] = self._version
         name, incarnation = self._id
         needed = self._needed(head_step)
-        recipes = {recipe.digest: recipe for recipe in self.spec.recipes} | self._asked
+        self.recipes = {digest: recipe for digest, recipe in self.recipes.items() if digest in needed}
         return OpenStream(
             stream=name,
             incarnation=incarnation,
-            spec=msgspec.structs.replace(
-                self.spec, recipes=tuple(recipe for digest, recipe in recipes.items() if digest in needed)
-            ),
+            spec=msgspec.structs.replace(self.spec, recipes=tuple((self.recipes | self._asked).values())),
             batch_specs={digest: spec for digest, spec in self.batch_specs.items() if digest in needed},
         )
 

@@ -94,7 +94,8 @@ class WorkerGone:
     at: tuple[StreamId, int] | None = None
     """Stream and position of the sample it was working on, if known."""
     is_preparing: bool = False
-    """It had no sample in work yet: it was opening a source or building a chain, so no slice is to blame."""
+    """It had no sample of a lease in work: it was opening a source, building a chain or trying one, so no slice is to
+    blame."""
     building: tuple[StreamId, str] | None = None
     """The probe (stream and recipe) whose chain it was building."""
 

@@ -114,6 +114,6 @@ def death(message: WorkerDied) -> WorkerGone:
         blame=not message.in_peace,
         by_itself=message.by_itself,
         at=(stream, message.position) if message.position >= 0 else None,
-        is_preparing=message.position < IDLE,
+        is_preparing=message.position < IDLE or bool(message.probed),
         building=(stream, message.probed) if message.probed and message.position == BUILDING else None,
     )

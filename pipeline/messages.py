@@ -34,7 +34,7 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     end_position: int
     slice_size: int
     recipes: tuple[Recipe, ...]
-    """All that the timeline names."""
+    """All that the timeline names from the head step on; of a run that is swapped for days, not those before it."""
     timeline: tuple[TimelineEntry, ...]
     """The whole of it, from the run's first step on."""
     endpoint: str

@@ -87,9 +87,8 @@ def plan_stream(
     source: Source,
     endpoint: str,
     entries: Sequence[TimelineEntry],
-    recipes: Mapping[str, Recipe],
 ) -> tuple[StreamSpec, Timeline]:
-    """The stream that a timeline cuts; `recipes` holds all that the timeline names."""
+    """The stream that a timeline cuts; without recipes, since who registers it knows which are still needed."""
     section, num_samples = section_of(job.config, role), len(source)
     timeline = timeline_of(job, role, num_samples, entries)
     spec = StreamSpec(
@@ -101,7 +100,7 @@ def plan_stream(
         last_batch=timeline.last_batch,
         end_position=timeline.end_position,
         slice_size=job.config.slice_size,
-        recipes=named_recipes(entries, recipes),
+        recipes=(),
         timeline=tuple(entries),
         endpoint=endpoint,
     )

@@ -16,10 +16,13 @@ from pipeline.lease_stream import MAX_DEATHS, MAX_READS, death_weight
 REPEAT_S = 5.0
 """Seconds after which an unanswered probe is sent again; a slow worker loses nothing, it remembers its answer."""
 
+DEFAULT_HANG_S = 60.0
+"""Of a job's or pool's `hang_s`; who raises it says that samples or chains take longer there than usual."""
+
 PROBE_S = 30.0
 """Seconds in which a chain must have been built for a probe, or its worker is killed and the chain refused: half of
 what an operator waits (pipeline/operator.py). Every worker has to build it, also one that takes a dead one's place, and
-no slice is made meanwhile. Chosen, not measured."""
+no slice is made meanwhile. A `hang_s` that is less, or above its default, is kept to instead. Chosen, not measured."""
 PROBE_SAMPLE_S = PROBE_S / 2
 """The same for one of a probe's samples. A worker that dies of one is replaced, and the next try leaves it out; so a
 chain that hangs on every sample is refused after two, in PROBE_S and what a new worker takes to start."""

@@ -15,10 +15,12 @@ from pipeline.lease_events import StreamId, WorkerGone
 from pipeline.leases import Leases
 from pipeline.message import Location
 from pipeline.messages import AnyMessage, AskProbe, Probe, ProbeAnswer, Probed, ProbeFailed
-from pipeline.probes import PROBE_S, ProbeId, Probes
+from pipeline.probes import DEFAULT_HANG_S, PROBE_S, ProbeId, Probes
 from pipeline.recipe import BatchSpec
 
-_MEND = "mend the transform that stands there, or leave it out"
+_MEND = (
+    f"mend the transform that stands there, or leave it out; if it is only slow, set hang_s above {DEFAULT_HANG_S:g}"
+)
 
 log = logging.getLogger("headrace.dispatcher")
 
@@ -81,7 +83,9 @@ class Probing:
         )
         for probe, why in refused:
             if probe == event.building:
-                expected = f"a chain that can be built, within {PROBE_S:g} s (or hang_s, if that is less)"
+                expected = (
+                    f"a chain that can be built, within {PROBE_S:g} s (or hang_s, if less or above {DEFAULT_HANG_S:g})"
+                )
                 self._refuse(probe, event.worker, expected, f"worker {event.worker}: {why}", _MEND)
             else:
                 self._refuse(probe, event.worker, "a chain that workers survive", f"they died of it: {why}", _MEND)

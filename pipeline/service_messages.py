@@ -120,7 +120,10 @@ class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
     chain: str
     """The file that the head batch's chain came from."""
     timeline: tuple[TimelineEntry, ...]
+    """The entry before the present one, and what comes next; not all, however often a run was swapped."""
     num_bad_samples: int
+    num_entries: int = 0
+    """Of the whole timeline."""
     notes: tuple[str, ...] = ()
     """The last things that a user should know, newest last: refused swaps, missing workers."""
 

@@ -35,6 +35,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 DATA_HWM = 1000
 """Messages a PUSH or PULL socket may queue: a last resort, since the window bounds what is under way."""
 CONTROL_HWM = 10_000
+REPEATED_HWM = 64
+"""Of a peer that says all again in its next message (a trainer): what it said to a dispatcher that is away for hours
+must neither fill its memory, nor reach the next dispatcher all at once. As many as the probes that a stream may ask at
+a time."""
 
 
 class Context:
@@ -50,9 +54,10 @@ class Context:
         _bind(socket, endpoint)
         return Router(socket)
 
-    def dealer(self, endpoint: str, identity: str) -> Dealer:
+    def dealer(self, endpoint: str, identity: str, *, max_unsent: int = CONTROL_HWM) -> Dealer:
         """A control socket of a worker, pool, trainer or operator, connecting (the peer may come later)."""
         socket = self._socket(zmq.DEALER, hwm=CONTROL_HWM, max_nbytes=MAX_MESSAGE_NBYTES)
+        socket.setsockopt(zmq.SNDHWM, max_unsent)
         socket.setsockopt(zmq.IDENTITY, identity.encode())
         _connect(socket, endpoint)
         return Dealer(socket)

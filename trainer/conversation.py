@@ -34,7 +34,7 @@ from pipeline.plan import named_recipes
 from pipeline.reassembly import Reassembly
 from pipeline.recipe import Chain, Recipe
 from pipeline.service_messages import StreamReport
-from pipeline.wire import decode_message
+from pipeline.wire import MAX_MESSAGE_NBYTES, decode_message, encode_message
 from trainer.course import Course, require_sound
 from trainer.notes import Notes
 from trainer.policy import BadSamplePolicy
@@ -119,7 +119,8 @@ class Conversation:
         self.outbox.append(beat)
         # With each beat, until it is answered; a swap waits for the recipes that the stream begins with.
         unprobed = self._course.unprobed(head_step)
-        asked = unprobed or ((self._swapping.probing,) if self._swapping.probing else ())
+        wished = self._swapping.probing if self._course.is_written else None
+        asked = unprobed or ((wished,) if wished else ())
         self.outbox += [AskProbe(stream=self._stream, incarnation=self._incarnation, recipe=recipe) for recipe in asked]
 
     @property
@@ -184,9 +185,9 @@ class Conversation:
 
     def _register(self, head_step: int, arrived: bytes, window: int, quarantined: dict[int, int]) -> None:
         course = self._course
-        entries = course.timeline.entries
-        spec = msgspec.structs.replace(self._spec, timeline=entries, recipes=named_recipes(entries, course.recipes))
-        known = {recipe.digest for recipe in spec.recipes}
+        recipes = named_recipes(course.ahead(head_step), course.recipes)
+        spec = msgspec.structs.replace(self._spec, timeline=course.timeline.entries, recipes=recipes)
+        known = {recipe.digest for recipe in recipes}
         registration = Register(
             stream=self._stream,
             incarnation=self._incarnation,
@@ -199,6 +200,12 @@ class Conversation:
             revision=course.revision,
             fingerprint=self.fingerprint,
         )
+        if (nbytes := len(encode_message(registration))) > MAX_MESSAGE_NBYTES:
+            raise RunFailed(
+                f"stream {self._stream}: its registration has {nbytes} bytes, at most {MAX_MESSAGE_NBYTES} are heard\n"
+                f"  it holds:  {len(recipes)} chains from step {head_step} on, {len(spec.timeline)} timeline entries\n"
+                "  to go on: plan fewer chains ahead, or smaller ones"
+            )
         self.outbox.append(registration)
 
     def _probed(self, probed: Probed) -> bool:
@@ -216,6 +223,8 @@ class Conversation:
                 self._reassembly.window = self._course.window(head_step)
                 self._lock.notify_all()
             return True
+        if not self._course.is_written:
+            return False  # ... and once that is on disk: until then it may be refused, and must leave no trace
         first_step = self._first_untouched_step()
         hint = probed.unleased_step + self._num_leased_meanwhile(head_step)
         if self._swapping.probed(probed.recipe, probed.spec, problems, first_step, hint):

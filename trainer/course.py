@@ -34,10 +34,11 @@ class Course:
         last_change_step: int = 0,
         record: Record = lambda recipe, change: None,
         is_held: bool = False,
+        is_written: bool = True,
     ) -> None:
         """`window`: batches in flight for a batch size and a spec; `free_from_step`: no change begins below it;
         `last_change_step`: where the latest change that is on disk begins; `is_held`: recipes are probed, and may be
-        swapped, but no batch is made yet."""
+        swapped, but no batch is made yet; `is_written`: the timeline is on disk, so that a change may follow it."""
         self.timeline = timeline
         self.recipes = dict(recipes)
         self.batch_specs = dict(batch_specs or {})
@@ -46,6 +47,7 @@ class Course:
         self.revision = 0
         """Rises with each change of the timeline."""
         self.is_held = is_held
+        self.is_written = is_written
         self.last_change_step = last_change_step
         """It may not have been reached yet."""
         self._window = window

@@ -17,7 +17,7 @@ from pipeline.reassembly import Reassembly
 from pipeline.recipe import BatchSpec, Chain, Recipe
 from pipeline.service_messages import StreamReport
 from pipeline.timeline import Timeline
-from pipeline.transport import Context, Poller, Waker, remove_socket_file
+from pipeline.transport import REPEATED_HWM, Context, Poller, Waker, remove_socket_file
 from pipeline.wire import encode_message
 from trainer.buffers import BufferPool
 from trainer.conversation import Conversation
@@ -120,7 +120,7 @@ class Receiver(threading.Thread):
         self._context = Context()
         try:
             self._pull = self._context.pull(spec.endpoint)
-            self._dealer = self._context.dealer(dispatcher, f"{stream}#{incarnation}")
+            self._dealer = self._context.dealer(dispatcher, f"{stream}#{incarnation}", max_unsent=REPEATED_HWM)
         except BaseException:
             self._context.close()
             raise

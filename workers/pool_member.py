@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pipeline.errors import EXIT_USER_INPUT
 from pipeline.lease_events import BUILDING, IDLE, OPENING
-from pipeline.probes import PROBE_S, PROBE_SAMPLE_S
+from pipeline.probes import DEFAULT_HANG_S, PROBE_S, PROBE_SAMPLE_S
 from pipeline.process_state import signal_name
 from workers.progress import Progress, ProgressSlot
 from workers.worker_config import REFUSAL, WorkerConfig
@@ -149,10 +149,11 @@ def remove_files(config: WorkerConfig) -> None:
 
 
 def _limit_s(last: Progress, hang_s: float, open_s: float) -> float:
-    """How long its counter may stand still; a probe has less time, since everybody waits for it."""
+    """How long its counter may stand still; a probe has less time, since everybody waits for it, unless hang_s was
+    raised."""
     if last.position == OPENING:
         return max(hang_s, open_s)
-    if not last.probed:
+    if not last.probed or hang_s > DEFAULT_HANG_S:
         return hang_s
     return min(hang_s, PROBE_S if last.position == BUILDING else PROBE_SAMPLE_S)
 

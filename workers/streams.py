@@ -54,7 +54,8 @@ class OpenStreams:
         self._streams: dict[StreamId, OpenStream] = {}
         self._recipes: dict[StreamId, dict[str, Recipe]] = {}
         self._producers: dict[StreamId, Producer] = {}
-        self._probed: dict[tuple[StreamId, str], BatchSpec] = {}
+        self._probed: dict[tuple[StreamId, str], BatchSpec | tuple[Location, ...]] = {}
+        """Answers; a refusal until the stream is opened again."""
         self._chains: dict[str, CompiledChain] = {}
 
     def open(self, message: OpenStream) -> None:
@@ -63,6 +64,9 @@ class OpenStreams:
         self._streams[stream] = message
         self._recipes[stream] = {recipe.digest: recipe for recipe in message.spec.recipes}
         self._forget_chains()  # a job of days is swapped hundreds of times
+        self._probed = {
+            key: known for key, known in self._probed.items() if key[0] != stream or isinstance(known, BatchSpec)
+        }
 
     def close(self, stream: StreamId) -> None:
         """Forget a stream, and what no other open stream needs."""
@@ -104,10 +108,12 @@ class OpenStreams:
             return known
         if self._progress:
             self._progress.begin_slice(*stream, probed=digest)
+        answer = self._probed[stream, digest] = self._try(stream, digest, skip)
+        return answer
+
+    def _try(self, stream: StreamId, digest: str, skip: Container[int]) -> BatchSpec | tuple[Location, ...]:
         try:
-            spec = self._producer(stream).probe(*self._chain(stream, digest), skip)
-            self._probed[stream, digest] = spec
-            return spec
+            return self._producer(stream).probe(*self._chain(stream, digest), skip)
         except CannotServe:
             raise
         except ConfigError as error:

@@ -142,13 +142,13 @@ def test_a_resumed_run_writes_what_has_changed_in_its_job_once_its_chains_were_t
             (0, job.train.digest),
             (7, other.train.digest),
         ]
-        assert (begun.is_settled, len(read_changes(folder.path))) == (False, 1)
+        assert (begun.is_settled, begun.is_written, len(read_changes(folder.path))) == (False, False, 1)
+        begun.write()
+        assert (begun.is_settled, begun.is_written, len(read_changes(folder.path))) == (True, True, 2)
         timeline = Timeline(begun.entries, num_samples=N, last_batch="drop", end_position=4 * N)
         change = swap_by_command(timeline, 9, job.train.digest, "strong.yaml", "headrace swap")
         assert change is not None
-        begun.record(job.train, change)  # an operator's, before the trial of what the run begins with has been heard of
-        begun.write()
-        assert begun.is_settled
+        begun.record(job.train, change)
         assert [change.from_step for change in read_changes(folder.path)] == [0, 7, 9]
         assert (folder.path / "chains" / f"{other.train.digest}.yaml").exists()
 

@@ -206,10 +206,47 @@ def test_a_resumed_stream_tells_its_whole_timeline_and_asks_only_for_what_lies_a
     assert isinstance(registration, Register)
     assert (registration.head_step, registration.fingerprint) == (30, "py=3.11")
     assert [entry.step for entry in registration.spec.timeline] == [0, 25]
-    assert registration.spec.recipes == (FIRST, SECOND)
+    assert registration.spec.recipes == (SECOND,)
     talk.hears(Registered(**ID))
     _, *asked = talk.says()
     assert [each.recipe for each in asked if isinstance(each, AskProbe)] == [SECOND]
+
+
+def with_timeline(recipes: list[Recipe], head_step: int) -> Talk:
+    """At `head_step` of a stream with a batch of 4 for each of these recipes, and one for all that come after."""
+    talk = Talk(head_step=head_step)
+    entries = [
+        TimelineEntry(start=4 * step, step=step, recipe=recipe.digest, batch_size=4)
+        for step, recipe in enumerate(recipes)
+    ]
+    talk.course.timeline = Timeline(entries, num_samples=10_000, last_batch="drop", end_position=10_000)
+    talk.course.recipes = {recipe.digest: recipe for recipe in recipes}
+    talk.course.batch_specs = dict.fromkeys(talk.course.recipes, SPEC)
+    return talk
+
+
+def large_recipes(num_recipes: int, nbytes: int) -> list[Recipe]:
+    return [recipe(f"{number} {'x' * nbytes}") for number in range(num_recipes)]
+
+
+def test_a_registration_stays_small_however_often_the_run_was_swapped() -> None:
+    """A socket drops what is too large without a word: the trainer would register in vain, and resume in vain."""
+    recipes = large_recipes(200, 50_000)
+    (registration,) = with_timeline(recipes, head_step=199).says()
+    assert isinstance(registration, Register)
+    assert registration.spec.recipes == (recipes[-1],)
+    assert set(registration.batch_specs) == {recipes[-1].digest}
+    assert len(registration.spec.timeline) == 200, "a step's positions are found by all of it"
+    assert len(encode_message(registration)) < 200_000
+
+
+def test_a_registration_that_no_dispatcher_would_hear_ends_the_stream_and_says_why() -> None:
+    """More chains planned ahead than a message holds."""
+    talk = with_timeline(large_recipes(200, 50_000), head_step=10)
+    with pytest.raises(
+        RunFailed, match=r"its registration has \d+ bytes, at most 8388608(.|\n)*190 chains from step 10"
+    ):
+        talk.says()
 
 
 def test_an_answer_about_a_swap_waits_for_the_recipes_that_the_stream_begins_with() -> None:
@@ -221,6 +258,21 @@ def test_an_answer_about_a_swap_waits_for_the_recipes_that_the_stream_begins_wit
     assert not talk.hears(probed(OTHER))
     talk.begin()
     assert [each.recipe for each in talk.says() if isinstance(each, AskProbe)] == [OTHER]
+
+
+def test_no_swap_is_granted_before_what_a_resume_changes_is_on_disk() -> None:
+    """Else a run whose resume is refused, for its evaluation's chain, would have another timeline than before."""
+    talk = Talk()
+    talk.course.is_written = False
+    talk.begin()
+    talk.hears(SwapAsked(operation="op", chain=OTHER.chain, **ID))
+    assert [type(message) for message in talk.says()] == [StreamBeat]
+    assert not talk.hears(probed(OTHER))
+    assert talk.course.revision == 0
+    talk.course.is_written = True
+    assert [each.recipe for each in talk.says() if isinstance(each, AskProbe)] == [OTHER]
+    assert talk.hears(probed(OTHER))
+    assert talk.course.revision == 1
 
 
 def test_a_scheduled_chain_that_is_refused_ends_the_stream_before_its_first_batch() -> None:

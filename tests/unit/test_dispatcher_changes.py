@@ -60,6 +60,34 @@ def test_a_recipe_that_is_asked_for_while_running_is_probed_and_then_registered(
     assert recipes_told(service, "w2") == {OTHER.digest}, "not all that ever were"
 
 
+def test_steps_below_the_head_of_a_registration_are_leased_with_their_recipe_until_the_next_beat() -> None:
+    """The registration names recipes from its head on; leases hear of that head with the beat that follows."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    narrow = msgspec.structs.replace(swapped(1), recipes=(OTHER,))
+    service.hears("s#1", register(spec=narrow, revision=1, head_step=1, batch_specs={OTHER.digest: BATCH_SPEC}))
+    service.hears("w1", join("w1"))
+    assert [granted.lease.recipe for granted in service.sent_to("w1", m.Granted)] == [RECIPE.digest] * 2
+    assert recipes_told(service, "w1") == {RECIPE.digest, OTHER.digest}
+    assert set(service.sent_to("w1", m.OpenStream)[-1].batch_specs) == {RECIPE.digest, OTHER.digest}
+
+    service.hears("s#1", beat(1, head_step=1, revision=1))
+    service.hears("w2", join("w2"))
+    assert recipes_told(service, "w2") == {OTHER.digest}
+    (stream,) = service.dispatcher._streams.values()
+    assert set(stream.recipes) == {OTHER.digest}, "not all that ever were"
+
+
+def test_a_dispatcher_that_begins_anew_serves_a_stream_of_which_it_hears_only_the_recipes_ahead() -> None:
+    """The registration is all it has."""
+    service = Service()
+    narrow = msgspec.structs.replace(swapped(1), recipes=(OTHER,))
+    service.hears("s#1", register(spec=narrow, revision=1, head_step=1, batch_specs={OTHER.digest: BATCH_SPEC}))
+    service.hears("w1", join("w1"))
+    assert [granted.lease.recipe for granted in service.sent_to("w1", m.Granted)] == [OTHER.digest] * 2
+    assert recipes_told(service, "w1") == {OTHER.digest}
+
+
 def probe_answers(service: Service, recipes: list[Recipe]) -> int:
     """A trainer asks for them all with each beat, and `w1` answers what it is asked; how many the trainer knows."""
     num_answered = 0
@@ -120,6 +148,30 @@ def test_a_worker_and_the_stream_that_it_probes_for_may_be_given_up_at_once() ->
     service.hears("w2", m.WorkerBeat(worker="w2", number=1, received=0, holding=()))
     service.ticks_for(0.25)
     assert (service.leases.streams, set(service.leases.workers)) == ({}, {"w2"})
+
+
+def test_a_chain_that_crashes_while_it_is_tried_costs_the_leases_at_its_samples_nothing() -> None:
+    """Early in a run the window covers positions that are probed, too: under the chain in use they are sound."""
+    service = Service()
+    service.hears("s#1", register(batch_specs={RECIPE.digest: BATCH_SPEC}))
+    for number in (1, 2):
+        worker = f"w{number}"
+        service.hears(worker, join(worker))
+        service.hears("s#1", m.AskProbe(stream="s", incarnation=1, recipe=OTHER))
+        assert [granted.lease.start for granted in service.sent_to(worker, m.Granted)] == [0, 4]
+        assert [probe.skip for probe in service.sent_to(worker, m.Probe)] == [(0,) * (number - 1)]
+        died = m.WorkerDied(
+            worker=worker, cause="SIGSEGV", by_itself=True, stream="s", incarnation=1, position=0, probed=OTHER.digest
+        )
+        service.hears("pool", died)
+    (answer,) = service.sent_to("s#1", m.Probed)
+    assert [problem.got for problem in answer.problems] == ["they died of it: SIGSEGV"]
+    assert service.sent_to("s#1", m.SamplesLost) == []
+    service.hears("w3", join("w3"))
+    assert [(granted.lease.start, granted.lease.stop) for granted in service.sent_to("w3", m.Granted)] == [
+        (0, 4),
+        (4, 8),
+    ]
 
 
 SLOW = Recipe(chain=Chain(file="slow.yaml", line=3, path="train.chain", nodes=(ChainNode(name="Slow"),)))

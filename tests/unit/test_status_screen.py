@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import typing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -12,11 +14,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from headrace.run_summary import read_run, read_verdicts, summary_lines
-from headrace.status_screen import duration, screen
+from headrace.status_screen import duration, screen, timeline_rows
+from headrace.stream_report import describe_stream
+from pipeline.config_job import Job
 from pipeline.errors import ConfigError
 from pipeline.json_lines import JsonLines
+from pipeline.messages import StreamBeat
 from pipeline.service_messages import PoolStatus, Status, StreamReport, StreamStatus, WorkerStatus
-from pipeline.timeline import TimelineChange, TimelineEntry
+from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
+from pipeline.wire import encode_message
+from trainer.report_rates import Rates
 
 MAX_LINES = 36
 
@@ -140,6 +147,19 @@ def test_the_timeline_shows_what_was_what_is_and_what_comes() -> None:
         ("next", "300"),
     ]
     assert any("and 2 more in" in line for line in lines)
+
+
+def test_a_report_has_of_a_long_timeline_what_is_shown_and_how_much_is_not() -> None:
+    """It is told each second, for days."""
+    timeline = Timeline(make_entries(*range(1000)), num_samples=100_000, last_batch="drop", end_position=100_000)
+    job = SimpleNamespace(config=SimpleNamespace(name="pets"), path="pets.yaml")
+    report = describe_stream(
+        typing.cast(Job, job), "", timeline, 500, rates=Rates(), service=None, num_bad_samples=0, notes=()
+    )
+    beat = StreamBeat(stream="s", incarnation=1, number=1, head_step=500, arrived=b"", window=8, report=report)
+    assert len(encode_message(beat)) < 2000
+    assert [entry.step for entry in report.timeline][:4] == [499, 500, 501, 502]
+    assert timeline_rows(report.timeline, 500, report.num_entries) == timeline_rows(timeline.entries, 500)
 
 
 def test_the_window_as_a_limit_is_told_as_such() -> None:

@@ -122,6 +122,25 @@ def test_a_stream_that_is_swapped_keeps_the_chains_it_still_names_and_no_others(
     assert list(bench.streams._chains) == [recipe.digest], "another stream's message changes nothing here"
 
 
+def test_a_refusal_is_remembered_until_the_stream_is_opened_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A probe whose answer is late is asked for again and again: its repetitions must not keep leases waiting."""
+    built = []
+    real = streams_module.compile_chain
+    monkeypatch.setattr(streams_module, "compile_chain", lambda *args: built.append(0) or real(*args))
+    wrong, source = Recipe(chain=Chain(file="chain.yaml", nodes=(ChainNode(name="Flop"),))), bench.write(8)
+    stream = bench.open("s", source, wrong)
+    first = bench.streams.probe(stream, wrong.digest)
+    assert not isinstance(first, BatchSpec)
+    bench.open("t", source)
+    assert bench.streams.probe(stream, wrong.digest) == first
+    assert len(built) == 1
+    bench.open("s", source, wrong)
+    assert bench.streams.probe(stream, wrong.digest) == first
+    assert len(built) == 2
+
+
 def test_opening_a_source_and_building_a_chain_are_work_that_the_pool_can_see(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
