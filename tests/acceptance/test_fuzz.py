@@ -24,13 +24,15 @@ from pipeline.run_lock import LiveRun, live_run
 from pipeline.service_messages import AskScale, AskSwap, PoolBeat
 from pipeline.slice_header import SliceHeader
 from pipeline.wire import encode_message, encode_slice
-from tests.acceptance.test_kills import SLEEP_S, slow_job
+from tests.acceptance.test_kills import slow_job
 from tests.home import Home
 from tests.processes import Headrace, lines_of, run_headrace
 from trainer.inline import InlineReceiver
 from trainer.placing import MAX_WRONG_DIGESTS
 
 OVERSIZED_NBYTES = 64 << 20
+SLEEP_S = 0.01
+"""A slow run: what is awaited when it is looked at is still awaited when rubbish in its place arrives."""
 SEND_TIMEOUT_MS = 60_000
 """Guards against a hang only."""
 NUM_DAMAGED = MAX_WRONG_DIGESTS // 2
@@ -176,11 +178,11 @@ def fuzz(run_dir: Path, seconds: float, seed: int, make: Make) -> int:
             dealer.send_multipart([b"a", b"b", b"c"])
             newest = lines_of(run_dir / "metrics.jsonl")[-1]
             recipe, position = newest["recipe"], newest["position"]
+            if num_damaged < NUM_DAMAGED:  # at once: it must be there before the right one
+                num_damaged += 1
+                push.send_multipart(damaged_slice(run, incarnation, make, recipe, position + 5 * coin.randrange(8, 20)))
             rubbish = slices(coin, run, incarnation, recipe, position + 40)
             rubbish += nearly_right_slices(run, incarnation, make, recipe, position)
-            if num_damaged < NUM_DAMAGED:
-                num_damaged += 1
-                rubbish.insert(0, damaged_slice(run, incarnation, make, recipe, position + 5 * coin.randrange(8, 20)))
             for frames in rubbish:
                 push.send_multipart(frames)  # zmq.Again: nobody takes it any more
                 num_sent += len(frames)

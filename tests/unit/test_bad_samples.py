@@ -13,7 +13,7 @@ from pipeline.config import load_job
 from pipeline.config_job import Job
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
-from pipeline.plan import first_entries, job_recipes, open_job_source, plan_stream
+from pipeline.plan import first_entries, open_job_source, plan_stream
 from pipeline.quarantine import Quarantined
 from pipeline.slice_header import QUARANTINED, BadSample
 from pipeline.stream_start import StreamStart
@@ -39,7 +39,7 @@ def job(tmp_path: Path) -> Job:
 def policy(bad_samples: BadSamples, job: Job, name: StreamName = "train", step: int = 0) -> BadSamplePolicy:
     source = open_job_source(job.config, str(job.path), 0, "arrays")
     of = "eval" if name == "eval" else "train"
-    spec, timeline = plan_stream(job, of, source, "inproc://unused", first_entries(job, of, N), job_recipes(job, of))
+    spec, timeline = plan_stream(job, of, source, "inproc://unused", first_entries(job, of, N))
     return bad_samples.policy(name, spec, source, timeline, step)
 
 

@@ -1,7 +1,7 @@
 """What is done about bad samples, without streams."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.errors import RunFailed
@@ -130,8 +130,12 @@ def test_a_resumed_run_has_the_allowance_of_the_run_and_not_of_one_that_just_beg
     cut=st.integers(0, 40),
     num_ahead=st.integers(0, 4),
 )
+@example(torn={0, 1, 3, 4, 5, 6, 7, 8}, lost={2, 224, 225}, cut=11, num_ahead=4)
 def test_wherever_a_run_is_cut_it_ends_at_the_same_sample_or_lives(torn, lost, cut, num_ahead):
-    """Law 5: what had arrived ahead of the checkpoint is neither forgotten nor counted twice."""
+    """Law 5: what had arrived ahead of the checkpoint is neither forgotten nor counted twice.
+
+    What was quarantined ahead of it is not judged again, so that no run is stranded: such a run may end at a later one.
+    """
     undisturbed, _ = policy(max_bad_fraction=0.04)
     verdict = passes(undisturbed, range(640), torn, lost - torn)
     first, written = policy(max_bad_fraction=0.04)
@@ -144,7 +148,11 @@ def test_wherever_a_run_is_cut_it_ends_at_the_same_sample_or_lives(torn, lost, c
     quarantined = {entry["position"]: 1 for kind, entry in written if kind == "quarantine"}
     kept = {"num_delivered": start, "num_bad": num_bad, "quarantined": quarantined}
     resumed, _ = policy(max_bad_fraction=0.04, **kept)
-    assert passes(resumed, range(start, 640), torn, lost - torn) == verdict
+    again = passes(resumed, range(start, 640), torn, lost - torn)
+    if verdict is None or all(position < start for position in quarantined):
+        assert again == verdict
+    else:
+        assert again is None or again >= verdict
     if verdict is None:
         assert resumed.num_bad == undisturbed.num_bad
 
