@@ -37,6 +37,7 @@ def small_job(folder: Path, arrays: Path, **fields: Any) -> Path:
     )
 
 
+@pytest.mark.long
 def test_a_trainer_that_came_first_says_what_it_waits_for_and_can_be_asked_and_stopped(
     tmp_path: Path, arrays: Path, home: Home
 ) -> None:

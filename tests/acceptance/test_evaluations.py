@@ -42,6 +42,7 @@ assert threading.active_count() == 1, threading.enumerate()
 """
 
 
+@pytest.mark.long
 def test_an_evaluation_gives_back_its_descriptors_threads_and_sockets(tmp_path: Path) -> None:
     """A pass left half done ends with the stream."""
     write_job(

@@ -33,6 +33,7 @@ def free_port() -> int:
         return port
 
 
+@pytest.mark.long
 def test_a_run_can_be_scraped_while_it_trains_and_leaves_curves(tmp_path: Path, home: Home) -> None:
     """What its exporters say is what its metrics say."""
     run_dir, port = tmp_path / "run", free_port()

@@ -133,6 +133,7 @@ def test_the_exit_code_tells_whether_a_critical_verdict_is_open(home: Home, run_
     assert health(run_dir.parent).code == EXIT_USER_INPUT
 
 
+@pytest.mark.long
 def test_a_run_that_is_not_watched_learns_the_same(home: Home, run_dir: Path) -> None:
     """Watching changes no bit of the weights."""
     unwatched = run_dir.parent / "unwatched"

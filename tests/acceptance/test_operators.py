@@ -101,6 +101,7 @@ def boundary(ended: Finished) -> int:
     return int(found[1])
 
 
+@pytest.mark.long
 def test_status_shows_the_run_and_scale_changes_its_workers(run: Run) -> None:
     """From 2 to 4 to 1, and no step is lost, repeated or made under another recipe."""
     # Given a run whose trainer has reported
