@@ -143,9 +143,16 @@ def check_chaos_changes_nothing(folder: Path, seed: int, home: Home) -> None:
     assert len(undisturbed["steps"]) == NUM_EPOCHS * STEPS_PER_EPOCH
     loaded = load_job(job)
     recipes = [recipe for _, _, recipe, _ in undisturbed["steps"]]
+    journal = lines_of(folder / "chaos" / "journal.jsonl")
+    without_effect = " ".join(line["note"] for line in journal if line["action"] == "swap_without_effect")
+    swapped_in = 0
     for name in ("strong", "by_command", "middle", "weak"):  # of the files as they are now, after the edits
-        assert loaded.recipe_of(load_chain(folder / f"{name}.yaml")).digest in recipes, f"{name} was swapped in"
-    assert len(set(recipes)) == 5, "these, and strong as it was before its edit"
+        if loaded.recipe_of(load_chain(folder / f"{name}.yaml")).digest in recipes:
+            swapped_in += 1
+        else:  # where too much died while it was tried, its turn may be over; but that is told
+            assert f"{name}.yaml: not in use any more" in without_effect, f"{name} was swapped in"
+    assert swapped_in >= 3
+    assert len(set(recipes)) == 1 + swapped_in, "these, and strong as it was before its edit"
     assert "CLIP" in {verdict["id"] for verdict in undisturbed["verdicts"]}
     assert disturbed == undisturbed
 
