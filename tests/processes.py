@@ -21,6 +21,7 @@ from typing import Any
 
 import psutil
 
+from pipeline.checkpoint_folder import checkpoint_steps, read_state
 from tests.home import GONE_WITHIN_S
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,6 +155,19 @@ def verdicts_of(run_dir: Path) -> list[dict[str, Any]]:
     text = (run_dir / "health.json").read_text().replace(str(run_dir.absolute()), "RUN")
     verdicts: list[dict[str, Any]] = json.loads(text)["verdicts"]
     return verdicts
+
+
+def outcome_of(run_dir: Path) -> dict[str, Any]:
+    """All that a run came to; of each step and evaluation what the last attempt wrote."""
+    steps = {line["step"]: line for line in lines_of(run_dir / "metrics.jsonl")}
+    evaluations = {line["step"]: line for line in lines_of(run_dir / "journal.jsonl") if line["action"] == "evaluated"}
+    newest = run_dir / "checkpoints" / f"step-{checkpoint_steps(run_dir / 'checkpoints')[-1]:08d}"
+    return {
+        "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
+        "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
+        "verdicts": verdicts_of(run_dir),
+        "weights": read_state(newest)["weights_sha256"],
+    }
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:

@@ -8,13 +8,12 @@ import random
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from pipeline.config import load_chain, load_job
 from tests.chaos import Chaos, Plan, operate
 from tests.home import Home
-from tests.processes import ROOT, lines_of, run_headrace, verdicts_of, write_job
+from tests.processes import ROOT, lines_of, outcome_of, run_headrace, write_job
 
 SLOW = """
 import os, time
@@ -32,6 +31,7 @@ DATA = ROOT / "demo-data"
 NUM_EPOCHS = 3
 STEPS_PER_EPOCH = 28
 BATCH_SIZE = 64
+CHAINS = ("strong", "by_command", "middle", "weak")
 TAIL: list[dict[str, Any]] = [{"Normalize": {}}, {"ToTensorV2": {}}]
 
 
@@ -114,20 +114,6 @@ def edit(path: Path, text: str) -> None:
     new.rename(path)
 
 
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that a run came to: for each step and evaluation what its last attempt wrote."""
-    steps = {line["step"]: line for line in lines_of(run_dir / "metrics.jsonl")}
-    journal = lines_of(run_dir / "journal.jsonl")
-    evaluations = {line["step"]: line for line in journal if line["action"] == "evaluated"}
-    newest = max((run_dir / "checkpoints").glob("step-*"))
-    return {
-        "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
-        "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
-        "verdicts": verdicts_of(run_dir),
-        "weights": msgspec.json.decode((newest / "state.json").read_bytes())["weights_sha256"],
-    }
-
-
 def check_chaos_changes_nothing(folder: Path, seed: int, home: Home) -> None:
     job = chaos_job(folder)
     chaos = Chaos(job, folder / "chaos", seed, home, {"TEST_SLEEP_S": "0.012"})
@@ -139,20 +125,18 @@ def check_chaos_changes_nothing(folder: Path, seed: int, home: Home) -> None:
     again = ("train", job, "--run-dir", folder / "calm", "--timeline", timeline)
     calm = run_headrace(*again, folder=folder, environment=home.environment)
     assert calm.code == 0, calm.err
-    disturbed, undisturbed = outcome(folder / "chaos"), outcome(folder / "calm")
+    disturbed, undisturbed = outcome_of(folder / "chaos"), outcome_of(folder / "calm")
     assert len(undisturbed["steps"]) == NUM_EPOCHS * STEPS_PER_EPOCH
     loaded = load_job(job)
     recipes = [recipe for _, _, recipe, _ in undisturbed["steps"]]
     journal = lines_of(folder / "chaos" / "journal.jsonl")
-    without_effect = " ".join(line["note"] for line in journal if line["action"] == "swap_without_effect")
-    swapped_in = 0
-    for name in ("strong", "by_command", "middle", "weak"):  # of the files as they are now, after the edits
-        if loaded.recipe_of(load_chain(folder / f"{name}.yaml")).digest in recipes:
-            swapped_in += 1
-        else:  # where too much died while it was tried, its turn may be over; but that is told
-            assert f"{name}.yaml: not in use any more" in without_effect, f"{name} was swapped in"
-    assert swapped_in >= 3
-    assert len(set(recipes)) == 1 + swapped_in, "these, and strong as it was before its edit"
+    now = {name: loaded.recipe_of(load_chain(folder / f"{name}.yaml")).digest for name in CHAINS}  # after the edits
+    missing = {name for name in CHAINS if now[name] not in recipes}
+    if missing:  # where too much died while it was tried, the turn of the first may be over; but that is told
+        without_effect = [line["note"] for line in journal if line["action"] == "swap_without_effect"]
+        assert missing == {"strong"}
+        assert any("strong.yaml: not in use any more" in note for note in without_effect), "strong was swapped in"
+    assert len(set(recipes)) == 5 - len(missing), "these, and strong as it was before its edit"
     assert "CLIP" in {verdict["id"] for verdict in undisturbed["verdicts"]}
     assert disturbed == undisturbed
 

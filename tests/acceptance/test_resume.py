@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.checkpoint_folder import checkpoint_steps, read_state
+from pipeline.checkpoint_folder import checkpoint_steps
 from tests.home import Home
-from tests.processes import Headrace, lines_of, run_headrace, verdicts_of, workers, write_job
+from tests.processes import Headrace, lines_of, outcome_of, run_headrace, workers, write_job
 
 SLOW = """
 import os, time
@@ -89,19 +89,6 @@ def resumable_job(folder: Path, arrays: Path, **fields: Any) -> Path:
     return write_job(folder, **{**job, **fields})
 
 
-def outcome(run_dir: Path) -> dict[str, Any]:
-    """All that must be equal, of each step and evaluation what the last attempt wrote."""
-    steps = {line["step"]: line for line in lines_of(run_dir / "metrics.jsonl")}
-    evaluations = {line["step"]: line for line in lines_of(run_dir / "journal.jsonl") if line["action"] == "evaluated"}
-    newest = run_dir / "checkpoints" / f"step-{checkpoint_steps(run_dir / 'checkpoints')[-1]:08d}"
-    return {
-        "steps": [(step, line["digest"], line["recipe"], line["loss"]) for step, line in sorted(steps.items())],
-        "evaluations": [(step, line["loss"], line["accuracy"]) for step, line in sorted(evaluations.items())],
-        "verdicts": verdicts_of(run_dir),
-        "weights": read_state(newest)["weights_sha256"],
-    }
-
-
 def num_steps(run_dir: Path) -> int:
     return max((line["step"] + 1 for line in lines_of(run_dir / "metrics.jsonl")), default=0)
 
@@ -130,11 +117,11 @@ def check_kills_change_nothing(folder: Path, arrays: Path, home: Home, seed: int
     killed_at_random(job, folder / "killed", home, seed, num_kills)
     calm = run_headrace("train", job, "--run-dir", folder / "calm", folder=folder, environment=home.environment)
     assert calm.code == 0, calm.err
-    expected = outcome(folder / "calm")
+    expected = outcome_of(folder / "calm")
     assert len(expected["steps"]) == NUM_STEPS
     assert len(expected["evaluations"]) == 3
     assert "CLIP" in {verdict["id"] for verdict in expected["verdicts"]}
-    assert outcome(folder / "killed") == expected
+    assert outcome_of(folder / "killed") == expected
     assert {line["attempt"] for line in lines_of(folder / "killed/metrics.jsonl")} >= {1, 2}
     home.assert_empty_soon()
 
@@ -271,7 +258,7 @@ def test_a_full_disk_is_told_and_the_run_goes_on_once_there_is_room(tmp_path: Pa
     assert resumed.code == 0, resumed.err
     calm = run_headrace("train", job, "--run-dir", tmp_path / "calm", folder=tmp_path, environment=home.environment)
     assert calm.code == 0, calm.err
-    assert outcome(run_dir) == outcome(tmp_path / "calm")
+    assert outcome_of(run_dir) == outcome_of(tmp_path / "calm")
 
 
 @pytest.mark.long
@@ -285,10 +272,10 @@ def test_going_back_keeps_what_came_later_in_a_branch(tmp_path: Path, arrays: Pa
         return ended.code, ended.err
 
     assert train() == (0, "")
-    before = outcome(run_dir)
+    before = outcome_of(run_dir)
     code, err = train("--resume", "--from", "49")
     assert (code, "--branch" in err) == (2, True), err
-    assert outcome(run_dir) == before
+    assert outcome_of(run_dir) == before
     # A checkpoint that is further back than any that is kept is the beginning itself.
     code, err = train("--resume", "--from", "0", "--branch", "--set", "train.batch_size=10")
     assert code == 0, err
@@ -318,4 +305,4 @@ def test_an_earlier_runs_timeline_gives_its_batches_again(tmp_path: Path, arrays
     assert "timeline.jsonl: step 0\n  expected: batch size 10" in refused.err
     again = run_headrace("train", job, *options, folder=tmp_path, environment=environment)
     assert again.code == 0, again.err
-    assert outcome(tmp_path / "again") == outcome(run_dir)
+    assert outcome_of(tmp_path / "again") == outcome_of(run_dir)
