@@ -37,8 +37,8 @@ DATA_HWM = 1000
 CONTROL_HWM = 10_000
 REPEATED_HWM = 64
 """Of a peer that says all again in its next message (a trainer): what it said to a dispatcher that is away for hours
-must neither fill its memory, nor reach the next dispatcher all at once. As many as the probes that a stream may ask at
-a time."""
+must neither fill its memory, nor reach the next dispatcher all at once. Chosen: room for a
+beat and dozens of probes."""
 
 
 class Context:

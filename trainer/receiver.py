@@ -68,7 +68,10 @@ class Receiver(threading.Thread):
         describe: Describe | None = None,
         fingerprint: str = "",
     ) -> None:
-        """`on_outcome`, `on_stop`: called in this thread; `describe`: for reports, None for a stream without."""
+        """`on_outcome`, `on_stop`: called in this thread; `describe`: for reports, None for a stream without.
+
+        Long because it is the one place where a stream's parts are given each other, each by name and a line each.
+        """
         super().__init__(name=f"receiver {stream}", daemon=True)
         self.state = ReceiverState()
         self._changed = threading.Condition()
