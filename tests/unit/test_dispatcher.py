@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import messages as m
@@ -459,7 +459,7 @@ SAID = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 @given(said=st.lists(st.tuples(NAMES, SAID | st.binary(max_size=20), st.integers(0, 8)), max_size=40))
 def test_no_conversation_ends_the_dispatcher(said: list[tuple[str, m.AnyMessage | bytes, int]]) -> None:
     """Any messages of any peers in any order, garbage among them: no exception, and leases lie inside the stream."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import messages, wire
@@ -118,7 +118,7 @@ def parse_or_refuse(frame: bytes) -> None:
 def test_every_message_comes_back_equal(kind: type[msgspec.Struct]) -> None:
     """Every type, and so every type of field; a new message is covered as soon as it is in the union."""
 
-    @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=20)
     @given(message=any_of(kind))
     def comes_back(message: typing.Any) -> None:
         assert decode_message(encode_message(message)) == message
@@ -126,7 +126,7 @@ def test_every_message_comes_back_equal(kind: type[msgspec.Struct]) -> None:
     comes_back()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(made=slices())
 def test_every_slice_comes_back_equal(made: tuple[SliceHeader, list[np.ndarray]]) -> None:
     """Header and the bytes of each field, for every dtype and scalar fields too."""
@@ -146,7 +146,7 @@ def test_random_bytes_are_parsed_or_refused(garbage: bytes) -> None:
     parse_or_refuse(bytes([messages.PROTOCOL_VERSION]) + garbage)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(message=ANY_RECORD, seed=st.integers(0, 2**32))
 def test_damaged_frames_are_parsed_or_refused(message: AnyMessage | SliceHeader, seed: int) -> None:
     """6,000 cases: truncated, with bytes replaced, repeated or cut out, as a broken link or peer may do."""
@@ -172,7 +172,7 @@ def damaged(whole: bytes, coin: random.Random) -> bytes:
     return bytes(frame)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 @given(message=ANY_RECORD, others=st.lists(PLAIN | st.binary(max_size=8), min_size=4, max_size=4))
 def test_values_of_another_type_are_parsed_or_refused(message: AnyMessage | SliceHeader, others: list[object]) -> None:
     """Thousands of cases: well-formed msgpack with a field swapped for anything, missing, or new."""
