@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -160,11 +161,14 @@ def test_under_fail_the_first_bad_file_ends_the_run_and_is_named(tmp_path, photo
 
 @pytest.mark.long
 def test_more_bad_files_than_allowed_end_the_run_with_a_list_of_the_first(tmp_path, photos):
-    """Ten may pass in any run; more than the fraction beyond that means that the data set is broken."""
+    """Ten may pass in any run; more than the fraction beyond that means that the data set is broken.
+
+    It is judged slice by slice, and a slice may hold two: the count that ends the run is 11 or 12.
+    """
     put(photos, {f"bad-{number:02}.jpg": b"no image" for number in range(13)})
     ended = run_headrace("digest", photo_job(photos), "--workers", "2", folder=tmp_path)
     assert ended.code == 1
-    assert "11 bad samples among" in ended.err
+    assert re.search(r"\b1[12] bad samples among", ended.err)
     assert "more than the 10 allowed" in ended.err
     assert ended.err.count("    cats/bad-") == 10
     assert "raise max_bad_fraction" in ended.err
