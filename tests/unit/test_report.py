@@ -188,6 +188,12 @@ def test_nothing_of_a_run_becomes_markup(page: str) -> None:
     assert [] == [tag for tag in ("script", "i", "u", "b", "s") if f"&lt;{tag}&gt;" not in page]
 
 
+def test_a_table_shows_numbers_and_no_methods(page: str) -> None:
+    """A template's `row.update` is dict.update: keys that are methods of a dict have to be taken by `[...]`."""
+    assert "built-in" not in page
+    assert " object at 0x" not in page
+
+
 def test_the_page_fetches_nothing(page: str) -> None:
     """Pictures are in it, links lead into it; a browser is told to allow nothing else."""
     places = re.findall(r'(?:src|href)="([^"]*)"', page) + re.findall(r"url\(([^)]*)\)", page)
