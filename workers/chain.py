@@ -8,6 +8,7 @@ Never reads a file, never depends on what it made before; the chain's tail (Norm
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -106,6 +107,18 @@ class CompiledChain:
             raise SampleError(self._describe_failure(error, transform, image_HWC)) from error
         finally:
             self._canvas.renew(None)  # else it would keep the caller's array alive
+
+    def beginnings(self) -> Iterator[CompiledChain]:
+        """Its first 0, 1, 2, ... transforms; they share its generators, so only one is used at a time."""
+        for length in range(len(self._calls) + 1):
+            part = copy(self)
+            part._calls = self._calls[:length]
+            yield part
+
+    @property
+    def last_path(self) -> str:
+        """Path of its last transform; nothing if it has none."""
+        return self._paths.get(id(self._calls[-1][0]), "") if self._calls else ""
 
     @property
     def _begins_with_crop(self) -> bool:

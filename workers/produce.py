@@ -50,6 +50,14 @@ class ReadFailed(HeadraceError):
 class StreamIsBroken(HeadraceError):
     """No other worker would do better."""
 
+    expected = "a chain that delivers one shape and dtype for every sample"
+
+
+class ChainIsImpure(StreamIsBroken):
+    """A sample comes out differently when it is made again, so nobody could make a batch again."""
+
+    expected = "a chain that makes the same bytes of the same coordinates, each time"
+
 
 class Made(NamedTuple):
     """One sample, made."""
@@ -112,12 +120,14 @@ class Producer:
         return header, [images_NHWC, labels_N]
 
     def probe(self, chain: CompiledChain, settings: Decode, skip: Container[int] = ()) -> BatchSpec:
-        """What this chain delivers, tried on samples spread over an epoch; StreamIsBroken if they disagree.
+        """What this chain delivers, tried on samples spread over an epoch.
 
+        StreamIsBroken if they disagree; ChainIsImpure if one that is made again, after the others, is another.
         `skip`: positions that are known to kill workers.
         """
         started_s = time.perf_counter()
         first: tuple[Made, str] | None = None
+        digests: dict[int, bytes] = {}
         failures = []
         num_tried = 0
         num_probed = min(NUM_PROBED, self.spec.num_samples)
@@ -140,9 +150,41 @@ class Producer:
                 first = made, self._source.describe(key.sample_index)
             elif (made.image_HWC.shape, made.image_HWC.dtype) != (first[0].image_HWC.shape, first[0].image_HWC.dtype):
                 raise StreamIsBroken(self._shape_changed(made, _field_of(first[0].image_HWC), first[1]))
+            digests[position] = sample_digest(made.image_HWC)
         if first is None:
             raise StreamIsBroken("no sample could be made; the first failures:\n  " + "\n  ".join(failures[:3]))
+        self._make_again(digests, chain, settings, started_s)
         return BatchSpec(fields=(_field_of(first[0].image_HWC), LABEL), finish=chain.finish)
+
+    def _make_again(self, digests: dict[int, bytes], chain: CompiledChain, settings: Decode, started_s: float) -> None:
+        """Each probed sample once more, while there is time; ChainIsImpure at the first that is not as before."""
+        for position, digest in digests.items():
+            if time.perf_counter() - started_s >= PROBE_ENOUGH_S:
+                return
+            (key,) = self._order.keys(position, position + 1)
+            if self._progress:
+                self._progress.begin_sample(position)
+            try:
+                made = self._transform(key, 0, chain, settings)
+            except SampleError:
+                continue  # its file has changed meanwhile, which is for a lease to find
+            if sample_digest(made.image_HWC) != digest:
+                raise ChainIsImpure(self._impurity(key, chain, settings))
+
+    def _impurity(self, key: SampleKey, chain: CompiledChain, settings: Decode) -> str:
+        name = self._source.describe(key.sample_index)
+        for part in chain.beginnings():
+            once, again = (sample_digest(self._transform(key, 0, part, settings).image_HWC) for _ in range(2))
+            if once != again:
+                where = f"{part.last_path} makes" if part.last_path else "the source or its decoder makes"
+                break
+        else:
+            where = "the chain makes"
+        return (
+            f"{where} {name} another image when it is made again\n"
+            "  to go on: draw from self.py_random and self.random_generator only, which headrace sets for each\n"
+            "            sample (never from random or np.random), and keep nothing from one call to the next"
+        )
 
     def _make_sample(
         self,

@@ -120,8 +120,9 @@ class OpenStreams:
             return tuple(Location.of(problem) for problem in error.problems)
         except StreamIsBroken as error:
             chain = self._recipes[stream][digest].chain
-            expected = "a chain that delivers one shape and dtype for every sample"
-            problem = Problem(file=chain.file, line=chain.line, path=chain.path, expected=expected, got=str(error))
+            problem = Problem(
+                file=chain.file, line=chain.line, path=chain.path, expected=error.expected, got=str(error)
+            )
             return (Location.of(problem),)
 
     def _forget_chains(self) -> None:

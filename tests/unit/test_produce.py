@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from albumentations import HorizontalFlip, ImageOnlyTransform
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,8 +20,8 @@ from pipeline.slice_header import QUARANTINED, SliceHeader
 from pipeline.sources.protocol import RawSample
 from pipeline.timeline import TimelineEntry
 from workers import produce as produce_module
-from workers.chain import compile_chain
-from workers.produce import MAX_ATTEMPTS, PROBE_ENOUGH_S, Producer, ReadFailed, StreamIsBroken
+from workers.chain import CompiledChain, compile_chain
+from workers.produce import MAX_ATTEMPTS, PROBE_ENOUGH_S, ChainIsImpure, Producer, ReadFailed, StreamIsBroken
 
 NUM_SAMPLES = 20
 NODES = (
@@ -196,6 +197,36 @@ def test_a_probe_tells_what_the_chain_delivers_and_spares_known_killers() -> Non
     assert producer(killer).probe(CHAIN, Decode(), skip={0}) == BATCH_SPEC
     with pytest.raises(StreamIsBroken, match="6x9x3"):
         producer(Shelf(wide=IDS[0])).probe(CHAIN, Decode())
+
+
+class _Global(ImageOnlyTransform):
+    def apply(self, img: np.ndarray, **params: object) -> np.ndarray:
+        return img + np.uint8(next(self.numbers) % 251)
+
+    numbers = itertools.count()
+
+
+def test_a_chain_that_depends_on_what_was_made_before_is_refused_by_its_transform() -> None:
+    """np.random, or a thing kept from call to call: nobody could make its batches again, and nothing would tell."""
+    paths, first, last = dict[int, str](), HorizontalFlip(p=0.5), _Global(p=0.5)
+    paths[id(first)], paths[id(last)] = "chain[0].HorizontalFlip", "chain[1].Global"
+    chain = CompiledChain([first, last], paths, CHAIN.finish, 3)
+    with pytest.raises(ChainIsImpure, match=r"^chain\[1\]\.Global makes shelf\[\d+\] another image") as raised:
+        producer().probe(chain, Decode())
+    assert "self.random_generator" in str(raised.value)
+    assert producer().probe(CHAIN, Decode()) == BATCH_SPEC
+
+
+def test_a_source_that_reads_another_image_each_time_is_refused() -> None:
+    """A source's `read` is a function of its index."""
+
+    class Loose(Shelf):
+        def read(self, index: int) -> RawSample:
+            self.num_reads += 1
+            return RawSample(np.full((6, 8, 3), self.num_reads, dtype=np.uint8), 0)
+
+    with pytest.raises(ChainIsImpure, match=r"^the source or its decoder makes shelf\[\d+\] another image"):
+        producer(Loose()).probe(CHAIN, Decode())
 
 
 def test_a_slow_chain_is_probed_on_fewer_samples_and_on_two_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
