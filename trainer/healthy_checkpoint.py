@@ -19,7 +19,7 @@ class _Said(msgspec.Struct):
 
 
 def newest_healthy(checkpoints: Path) -> int | None:
-    """The step of the newest one that is there and says that it is healthy."""
+    """The step of the newest one that is there and says that it is healthy: nothing critical was seen at that step."""
     steps = reversed(checkpoint_steps(checkpoints))
     return next((step for step in steps if _is_healthy(checkpoints / checkpoint_name(step))), None)
 

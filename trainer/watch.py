@@ -53,7 +53,8 @@ class Watch(Protocol):
     def before_step(self, batch: Batch) -> None: ...
     def after_step(self, batch: Batch, result: StepResult) -> None: ...
     def may_be_healthy(self) -> bool:
-        """False while a step that was not finite has not been left behind, or numbers are still on their way."""
+        """False while a step that was not finite has not been left behind, numbers are still on their way, or a
+        critical verdict is open."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Mapping[str, Any], *, is_exact: bool) -> None:
@@ -191,7 +192,7 @@ class HealthWatch:
         self._flush()
         with self._telling():
             self._write()
-        return not self._health.is_nonfinite_pending
+        return self._health.may_be_healthy
 
     def state_dict(self) -> dict[str, Any]:
         self._flush()  # told now: from the state on they are old news

@@ -9,6 +9,7 @@ import pytest
 
 from tests.unit.test_health_judge import CONFIG, deep_stats, fed, one_verdict, step_stats
 from trainer.health.judge import Judge
+from trainer.health.records import Severity
 
 
 @pytest.mark.parametrize("every", [1, 5, 20])
@@ -73,3 +74,25 @@ def test_a_bad_step_is_pending_until_fifty_finite_ones_have_followed() -> None:
         assert is_pending == Judge.from_dict(judge.to_dict(), CONFIG).is_nonfinite_pending
         judge.see(step_stats(60))
         assert not judge.is_nonfinite_pending
+
+
+def test_it_is_critical_from_the_first_sample_that_shows_it_until_the_verdict_is_resolved() -> None:
+    """It takes three samples to open one: a checkpoint between the first and the third has the same fault."""
+    judge = Judge(CONFIG)
+    seen = []
+    for step in range(8):
+        judge.see(deep_stats(step, delta_slope=-0.5 if step < 4 else 0.0))
+        seen.append(judge.is_critical)
+
+    assert (2, 6) == (judge.verdicts[0].first_step, judge.verdicts[0].resolved_at)
+    assert [True] * 6 + [False] * 2 == seen
+    assert not Judge.from_dict(judge.to_dict(), CONFIG).is_critical
+
+
+def test_what_is_off_or_a_warning_is_not_critical() -> None:
+    quiet, warned = Judge(replace(CONFIG, off=("VANISH_BWD",))), Judge(CONFIG)
+    fed(quiet, [deep_stats(step, delta_slope=-0.5) for step in range(4)])
+    fed(warned, [deep_stats(step, delta_slope=-0.2) for step in range(4)])
+
+    assert (Severity.WARN, False) == (one_verdict(warned, "VANISH_BWD").severity, warned.is_critical)
+    assert not quiet.is_critical

@@ -111,6 +111,17 @@ def test_no_checkpoint_is_healthy_amid_bad_steps_whatever_is_said_of_them(tmp_pa
     assert bool(health_of(tmp_path / "run")["verdicts"]) == (not off)
 
 
+def test_no_checkpoint_is_healthy_while_a_critical_verdict_is_open(tmp_path: Path) -> None:
+    """Sigmoids that deep learn nothing: whoever goes back to such a checkpoint has gained nothing."""
+    model = {"kind": "mlp", "width": 8, "depth": 12, "activation": "sigmoid", "init": "xavier_normal"}
+    checkpoint = {"every_steps": 10, "keep": 1}
+    run(a_job(tmp_path, model=model, checkpoint=checkpoint), MemoryStreams(), tmp_path / "run")
+
+    open_ones = [one["id"] for one in health_of(tmp_path / "run")["verdicts"] if one["resolved_at"] is None]
+    assert "VANISH_BWD" in open_ones
+    assert healthy_steps(tmp_path / "run") == {40: False}
+
+
 @pytest.mark.parametrize("before", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_bad_steps_are_pending_where_nothing_watches_and_across_resumes(

@@ -175,6 +175,13 @@ class Judge:
         return self._rules.nonfinite.is_pending(DETECTORS["NONFINITE"].clear_after)
 
     @property
+    def is_critical(self) -> bool:
+        """A critical verdict is open; or the last sample was critical, of one that more samples may open."""
+        is_open = any(one.resolved_at is None and one.severity is Severity.CRITICAL for one in self._verdicts.values())
+        waiting = (track.severities for track in self._tracks.values() if not track.number and track.severities)
+        return is_open or any(severities[-1] == Severity.CRITICAL for severities in waiting)
+
+    @property
     def is_after_resume(self) -> bool:
         """RESUME looks at each of the next steps."""
         return self._rules.resume.steps_since is not None

@@ -109,9 +109,14 @@ class GradientHealth:
 
     @property
     def is_nonfinite_pending(self) -> bool:
-        """No checkpoint may be called healthy: a step that was not finite, or skipped, is less than 50 steps ago, or
-        numbers are on their way (`flush` first, to know)."""
+        """A step that was not finite, or skipped, is less than 50 steps ago, or numbers are on their way (`flush`
+        first, to know)."""
         return self._judge.is_nonfinite_pending or len(self._outbox) > 0
+
+    @property
+    def may_be_healthy(self) -> bool:
+        """A checkpoint of now: no bad step is pending, and nothing critical is seen."""
+        return not (self.is_nonfinite_pending or self._judge.is_critical)
 
     def step(
         self,
