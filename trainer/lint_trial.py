@@ -142,7 +142,12 @@ def _watched(
         optimizer,
         every_steps=1,
         light_every_steps=1,
-        config=HealthConfig(thresholds=config.health.thresholds, off=config.health.off, num_classes=num_classes),
+        config=HealthConfig(
+            thresholds=config.health.thresholds,
+            off=config.health.off,
+            num_classes=num_classes,
+            base_lr=config.optimizer.lr,
+        ),
         is_told=True,
         on_deep=on_deep,
     )

@@ -142,7 +142,11 @@ class HealthWatch:
             every_steps=section.every_steps,
             light_every_steps=section.light_every_steps,
             config=HealthConfig(
-                thresholds=section.thresholds, off=section.off, num_classes=num_classes, run=str(folder.path)
+                thresholds=section.thresholds,
+                off=section.off,
+                num_classes=num_classes,
+                base_lr=config.optimizer.lr,
+                run=str(folder.path),
             ),
             is_told=True,
             on_deep=self._measured_deep,

@@ -273,6 +273,23 @@ def test_an_evaluation_between_two_steps_is_not_measured(seen: list[StepStats | 
     assert max(layer.std for layer in deep.layers) < 100.0
 
 
+def test_the_rate_that_a_scheduler_began_from_is_the_base(seen: list[StepStats | DeepStats]) -> None:
+    """torch's schedulers note it beside the rate of now; without one, that is all there is."""
+    model, (inputs, labels) = mlp(), data(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    health = GradientHealth(model, optimizer, every_steps=1, light_every_steps=1)
+    for step in range(2):
+        functional.cross_entropy(model(inputs), labels).backward()
+        health.step(1.0)
+        optimizer.step()
+        if step == 0:
+            torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1)
+    health.flush()
+
+    rates = [(one.lr, one.base_lr) for one in seen if isinstance(one, StepStats)]
+    assert [(0.5, 0.5), (0.05, 0.5)] == rates
+
+
 def test_a_nan_sample_is_traced_to_its_batch_and_place(seen: list[StepStats | DeepStats]) -> None:
     model = mlp()
     optimizer = adam(model.parameters())

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
+
 from tests.unit.test_health_judge import CONFIG, deep_stats, fed, step_stats
 from trainer.health.judge import Judge
 from trainer.health.records import DeepStats, InputStats, ParameterStats, Severity, StepStats, Verdict
@@ -107,6 +109,22 @@ def test_a_collapse_that_came_later_is_mended_by_its_own_profile() -> None:
     assert f"by {10**0.6:.3g} " in verdict.fix
 
 
+@pytest.mark.parametrize("lr", [0.002, 0.05, 0.1, 1e-6])
+def test_a_fix_of_the_learning_rate_is_of_the_one_that_a_person_sets(lr: float) -> None:
+    """The schedule's rate of this step is in no job: what it names would be another in each step."""
+    weight = moved("a.weight", "a", weight=1.0, update=0.1)
+    for base_lr, job_lr, told in (
+        (0.1, 0.0, "(0.1 ->"),
+        (0.1, 0.2, "(optimizer.lr 0.2 ->"),
+        (0.0, 0.0, f"({lr:.3g} ->"),
+    ):
+        judge = Judge(replace(CONFIG, base_lr=job_lr))
+        for step in range(0, 60, 10):
+            fed(judge, [step_stats(step, lr=lr, base_lr=base_lr), small_net(step, weight)])
+        (found,) = judge.verdicts
+        assert f"multiply the learning rate by 0.01 {told}" in found.fix
+
+
 def saturated(step: int, share: float) -> DeepStats:
     stats = deep_stats(step)
     layers = tuple(replace(layer, activation="Tanh", saturated=share, std=5.0) for layer in stats.layers)
@@ -118,7 +136,7 @@ def test_saturation_is_blamed_on_what_brought_it_about() -> None:
     (grown,) = verdicts("SATURATED", [saturated(0, 0.1), *(saturated(step, 0.8) for step in range(1, 5))])
 
     assert "shrink the initial weights by 0.2" in drawn.fix
-    assert "lower the learning rate" in grown.fix
+    assert "multiply the learning rate by 0.1" in grown.fix
 
 
 def test_normalize_is_printed_with_a_number_for_each_channel() -> None:

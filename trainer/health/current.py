@@ -27,6 +27,7 @@ class Current:
     loss: float
     """NaN while it is on the device."""
     lr: float
+    base_lr: float
     grad_norm: float
     clip_threshold: float | None
     scaler_scale: float | None
@@ -95,6 +96,7 @@ class Current:
             step=self.step,
             loss=self.loss,
             lr=self.lr,
+            base_lr=self.base_lr,
             grad_norm=self.grad_norm,
             clipped_norm=self.clipped_norm,
             clip_threshold=self.clip_threshold,

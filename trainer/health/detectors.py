@@ -291,6 +291,8 @@ class HealthConfig:
     """WARN and CRITICAL verdicts announced at most; a quarter is kept for CRITICAL. What is beyond is recorded."""
     num_classes: int = 0
     """For LOSS0: classes of a cross-entropy; 0: unknown, no verdict."""
+    base_lr: float = 0.0
+    """A job's optimizer.lr, which fixes then name; 0: no job, and they go by the optimizer's `initial_lr` or `lr`."""
     run: str = ""
     """The run's folder, for the replay command; empty: none."""
     transforms: tuple[str, ...] = ()

@@ -35,7 +35,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
     "EXPLODE": {
         "spike": "look at the batch first{replay}; if it is in order, clip the global norm at {p90:.3g} (the 90th "
         "percentile of late). Largest shares of the squared norm: {shares}",
-        "growth": "lower the learning rate from {lr:.3g} to {lower_lr:.3g} or warm up over 100 steps or more, and "
+        "growth": "multiply {rate} or warm up over 100 steps or more, and "
         "clip the global norm at {p90:.3g}. Largest shares of the squared norm: {shares}{replay}",
         "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; a norm at {p90:.3g} "
         "bounds the step meanwhile, but not the imbalance between layers{replay}",
@@ -43,8 +43,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "interval higher, or clip{replay}",
     },
     "UPDATE_RATIO": {
-        "large": "multiply the learning rate by {lr_factor:.2g} (to {new_lr:.2g}): {layers} then move by 1e-3 of "
-        "themselves a step",
+        "large": "multiply {rate}: {layers} then move by 1e-3 of themselves a step",
         "small": "{advice}",
     },
     "ADAM_FLOOR": {
@@ -61,7 +60,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
     },
     "CLIP": {
         "aggressive": "set the clip threshold to {p90:.3g} (the 90th percentile of the norms before clipping; now "
-        "{threshold:.3g}); if that is more than you want to allow, the learning rate {lr:.3g} is too high",
+        "{threshold:.3g}); if that is more than you want to allow, the learning rate is too high",
         "idle": "no step of {num_steps} came near {threshold:.3g}: set it to {p90:.3g} (the p90), or take it out",
     },
     "FROZEN": {

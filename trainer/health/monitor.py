@@ -151,6 +151,7 @@ class GradientHealth:
             step=number,
             loss=math.nan if is_away(loss) else loss.item() if isinstance(loss, torch.Tensor) else loss,
             lr=max(float(group["lr"]) for group in self._optimizer.param_groups),
+            base_lr=max(float(group.get("initial_lr", group["lr"])) for group in self._optimizer.param_groups),
             grad_norm=math.nan if grad_norm is None else grad_norm,
             clip_threshold=clip_threshold,
             scaler_scale=scale,

@@ -65,6 +65,8 @@ class StepStats:
     """The loss scale of fp16 training."""
     is_input_finite: bool | None = None
     """None: not looked at (the step was finite)."""
+    base_lr: float = 0.0
+    """What the schedule began from, as torch's schedulers note it (`initial_lr`); 0: nobody said, so `lr`."""
     bad_weights: tuple[str, ...] = ()
     """Parameters whose values are not finite; looked for only in a non-finite step."""
     optimizer_entries: int = 0
@@ -83,6 +85,8 @@ class StepNumbers(Protocol):
     def loss(self) -> float: ...
     @property
     def lr(self) -> float: ...
+    @property
+    def base_lr(self) -> float: ...
     @property
     def grad_norm(self) -> float: ...
     @property

@@ -79,7 +79,6 @@ class Clip:
         words: dict[str, Number] = {
             "p90": quantile(norms, 0.9),
             "threshold": bound,
-            "lr": stats.lr,
             "num_steps": num_steps,
         }
         severity = Severity.WARN if is_aggressive else Severity.INFO if is_frequent else None

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import init_advice
 from trainer.health.records import DeepStats, Finding, LayerStats, Number, ParameterStats, Severity, StepStats, spelled
-from trainer.health.rules_step import Progress, place_of, replay_words
+from trainer.health.rules_step import Progress, place_of, rate_text, replay_words
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
@@ -58,7 +58,7 @@ class UpdateRatio:
         if over:
             is_critical = worst > config.limit("UPDATE_RATIO", "critical_large")
             severity = Severity.CRITICAL if is_critical else Severity.WARN
-        return _ratio_finding("large", severity, tuple(over), worst, progress)
+        return _ratio_finding("large", severity, tuple(over), worst, progress, config)
 
     def _small(self, ratios: dict[str, float], progress: Progress, config: HealthConfig) -> Finding:
         limit = config.limit("UPDATE_RATIO", "warn_small")
@@ -72,7 +72,7 @@ class UpdateRatio:
         if under and is_most and not is_meant and not is_done:
             is_critical = worst < config.limit("UPDATE_RATIO", "critical_small")
             severity = Severity.CRITICAL if is_critical else Severity.WARN
-        return _ratio_finding("small", severity, tuple(under), worst, progress)
+        return _ratio_finding("small", severity, tuple(under), worst, progress, config)
 
 
 def _containers(parameters: tuple[ParameterStats, ...]) -> set[str]:
@@ -88,13 +88,19 @@ def _over(values: dict[str, float], limit: float) -> dict[str, float]:
 
 
 def _ratio_finding(
-    kind: str, severity: Severity | None, layers: tuple[str, ...], worst: float, progress: Progress
+    kind: str,
+    severity: Severity | None,
+    layers: tuple[str, ...],
+    worst: float,
+    progress: Progress,
+    config: HealthConfig,
 ) -> Finding:
     factor = GOOD_RATIO / worst if worst > 0.0 else 1.0
     is_clipped = kind == "small" and progress.clip_factor < MOST_CLIPPED
+    rate = rate_text(factor, progress, config)
     multiply = (
-        f"multiply the learning rate by {factor:.2g} (to {progress.lr * factor:.2g}), or look for what swallows the "
-        "gradient: a clip threshold, a loss scale, a rate of zero for this group, the depth profiles"
+        f"multiply {rate}, or look for what swallows the gradient: a clip threshold, a loss scale, a rate of zero for "
+        "this group, the depth profiles"
     )
     clip = (
         f"clipping leaves {progress.clip_factor:.1g} of the gradient: set its threshold to {progress.p90:.3g} (the "
@@ -106,11 +112,7 @@ def _ratio_finding(
         severity=severity,
         layers=layers,
         evidence={"update/weight": spelled(worst), "lr": spelled(progress.lr)},
-        words={
-            "lr_factor": factor,
-            "new_lr": progress.lr * factor,
-            "advice": clip if is_clipped else multiply,
-        },
+        words={"rate": rate, "advice": clip if is_clipped else multiply},
     )
 
 
@@ -185,13 +187,15 @@ class Dead:
                 "at start": spelled(self.at_start.get(worst)),
                 "values a unit": layer.num_observations,
             },
-            words={"init_advice": init_advice("ReLU", layer.fan_in), "lr_advice": _lower_rate(progress.lr)},
+            words={"init_advice": init_advice("ReLU", layer.fan_in), "lr_advice": _lower_rate(progress, config)},
         )
 
 
-def _lower_rate(lr: float) -> str:
+def _lower_rate(progress: Progress, config: HealthConfig) -> str:
     """Nothing before the first step, where there is no rate yet and nothing has died of it."""
-    return f"; if the units died during training, lower the learning rate from {lr:.3g} to {lr / 10:.3g}" if lr else ""
+    if not progress.lr:
+        return ""
+    return f"; if the units died during training, multiply {rate_text(0.1, progress, config)}"
 
 
 def _is_dead_early(layer: LayerStats, config: HealthConfig) -> bool:
@@ -233,7 +237,7 @@ class Saturated:
 
     def _remedy(self, worst: LayerStats, progress: Progress, config: HealthConfig) -> str:
         if self.at_start[worst.name] <= config.limit("SATURATED", "warn"):
-            return f"lower the learning rate from {progress.lr:.3g} to {progress.lr / 10:.3g}: the weights began well"
+            return f"multiply {rate_text(0.1, progress, config)}: the weights began well"
         shrink = min(1.0, 1.0 / worst.std) if worst.std > 0.0 else 1.0
         return f"shrink the initial weights by {shrink:.2g} ({init_advice('Tanh', worst.fan_in)})"
 

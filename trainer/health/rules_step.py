@@ -40,13 +40,15 @@ class Progress:
     loss: Level = field(default_factory=lambda: Level(num_first=5, floor=1e-3))
     peak_lr: float = 0.0
     lr: float = 0.0
+    base_lr: float = 0.0
+    """What a person sets; `lr` is what a schedule has made of it."""
     norms: Recent = field(default_factory=lambda: Recent(size=200))
     """Finite global norms before clipping."""
     clip_factor: float = 1.0
     """What clipping left of the last finite norm that was measured on both sides."""
 
     def remember(self, stats: StepNumbers) -> None:
-        self.lr = stats.lr
+        self.lr, self.base_lr = stats.lr, stats.base_lr or stats.lr
         self.peak_lr = max(self.peak_lr, stats.lr)
         if math.isfinite(stats.loss):
             if self.first_loss is None:
@@ -65,6 +67,13 @@ class Progress:
     def p90(self) -> float:
         """90th percentile of the last finite norms; 1 (the customary threshold) before there are any."""
         return quantile(self.norms.values, 0.9) if self.norms.values else 1.0
+
+
+def rate_text(factor: float, progress: Progress, config: HealthConfig) -> str:
+    """Such as `the learning rate by 0.1 (optimizer.lr 0.1 -> 0.01)`: of the rate that a person sets, so that it is the
+    same sentence in a warm-up and in a decay."""
+    name, base = ("optimizer.lr ", config.base_lr) if config.base_lr else ("", progress.base_lr)
+    return f"the learning rate by {factor:.2g} ({name}{base:.3g} -> {base * factor:.3g})"
 
 
 def replay_words(config: HealthConfig, step: int) -> dict[str, Number]:
@@ -160,7 +169,7 @@ class Explode:
             words = {
                 "p90": progress.p90,
                 "shares": named,
-                "lower_lr": stats.lr / 10,
+                "rate": rate_text(0.1, progress, config),
                 **replay_words(config, stats.step),
             }
         if is_spike:

@@ -140,9 +140,8 @@ def _by_factor(words: str) -> Callable[[Case, Verdict], Case]:
 
 def _by_remedy(case: Case, verdict: Verdict) -> Case:
     """Saturated from the start: smaller initial weights; since then: a lower rate."""
-    found = re.search("lower the learning rate from " + NUMBER + " to " + NUMBER, verdict.fix)
-    if found:
-        return replace(case, lr=float(found.group(2)))
+    if "multiply the learning rate" in verdict.fix:
+        return _by_rate(case, verdict)
     return _by_factor("initial weights by")(case, verdict)
 
 
@@ -201,14 +200,12 @@ def _by_norms_and_head(case: Case, verdict: Verdict) -> Case:
 
 
 def _by_rate(case: Case, verdict: Verdict) -> Case:
-    return replace(case, lr=number_after("(to", verdict.fix))
+    return replace(case, lr=number_after("->", verdict.fix))
 
 
 def _by_rate_and_clip(case: Case, verdict: Verdict) -> Case:
-    found = re.search("lower the learning rate from " + NUMBER + " to " + NUMBER, verdict.fix)
-    assert found, verdict.fix
     clip = {"kind": "norm", "threshold": number_after("clip the global norm at", verdict.fix)}
-    return replace(case, lr=float(found.group(2)), clip=clip, spoil=None)
+    return replace(_by_rate(case, verdict), clip=clip, spoil=None)
 
 
 def _by_threshold(case: Case, verdict: Verdict) -> Case:
