@@ -125,6 +125,46 @@ def test_a_fix_of_the_learning_rate_is_of_the_one_that_a_person_sets(lr: float) 
         assert f"multiply the learning rate by 0.01 {told}" in found.fix
 
 
+def slow(step: int, update: float, **changes: float) -> DeepStats:
+    weight = moved("a.weight", "a", weight=1.0, update=update)
+    return replace(deep_stats(step, **changes), parameters=(weight,))
+
+
+def test_no_more_than_ten_times_the_learning_rate_is_proposed_in_one_try() -> None:
+    (near,) = verdicts("UPDATE_RATIO", [step_stats(0), *(slow(10 * step, 5e-6) for step in range(6))])
+    (far,) = verdicts("UPDATE_RATIO", [step_stats(0), *(slow(10 * step, 2e-11) for step in range(6))])
+
+    assert "multiply the learning rate by 10 (0.01 -> 0.1), again if this comes back, or" in near.fix
+    assert near.fix == far.fix
+
+
+def test_a_small_update_of_a_vanished_gradient_says_so_until_that_is_mended() -> None:
+    judge = Judge(CONFIG)
+    judge.see(step_stats(0))
+    fed(judge, [slow(10 * step, 2e-11, delta_slope=-0.5) for step in range(6)])
+    (during,) = [one.fix for one in judge.verdicts if one.id == "UPDATE_RATIO"]
+    fed(judge, [slow(10 * step, 2e-11) for step in range(6, 10)])
+    (after,) = [one.fix for one in judge.verdicts if one.id == "UPDATE_RATIO"]
+
+    assert during == "this follows from VANISH_BWD, open here too: mend that first, no learning rate does"
+    assert "multiply the learning rate by 10" in after
+
+
+def test_a_clip_threshold_is_of_the_norms_before_the_growth() -> None:
+    """At the end of it nine in ten norms are huge, and a threshold of their size bounds nothing."""
+    grown = [step_stats(step, grad_norm=1.5 * 10 ** (max(0, step - 40) / 4)) for step in range(140)]
+    (verdict,) = [one for one in verdicts("EXPLODE", grown) if one.kind == "growth"]
+
+    assert verdict.evidence["grad_norm"] == pytest.approx(1.5 * 10 ** (99 / 4))
+    assert "clip the global norm at 1.5 " in verdict.fix
+
+
+def test_no_clip_threshold_is_made_up_where_no_norm_was_ordinary() -> None:
+    wild = [step_stats(step, grad_norm=1e20 * 10 ** (max(0, step - 40) / 4)) for step in range(60)]
+    for verdict in verdicts("EXPLODE", [*wild, *(deep_stats(step, delta_slope=0.5) for step in range(60, 63))]):
+        assert "the global norm at" not in verdict.fix, verdict.kind
+
+
 def saturated(step: int, share: float) -> DeepStats:
     stats = deep_stats(step)
     layers = tuple(replace(layer, activation="Tanh", saturated=share, std=5.0) for layer in stats.layers)

@@ -7,7 +7,7 @@ A remedy is named only where it addresses the cause: clipping, for one, never ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 
 from trainer.gains import gains
@@ -33,12 +33,12 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "after each and zero weights in the last layer, which no norm follows"
     },
     "EXPLODE": {
-        "spike": "look at the batch first{replay}; if it is in order, clip the global norm at {p90:.3g} (the 90th "
-        "percentile of late). Largest shares of the squared norm: {shares}",
-        "growth": "multiply {rate} or warm up over 100 steps or more, and "
-        "clip the global norm at {p90:.3g}. Largest shares of the squared norm: {shares}{replay}",
-        "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; a norm at {p90:.3g} "
-        "bounds the step meanwhile, but not the imbalance between layers{replay}",
+        "spike": "look at the batch first{replay}; if it is in order, clip the global norm{at}. Largest "
+        "shares of the squared norm: {shares}",
+        "growth": "multiply {rate} or warm up over 100 steps or more, and clip the global norm{at}. "
+        "Largest shares of the squared norm: {shares}{replay}",
+        "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; clipping the global "
+        "norm{at} bounds the step meanwhile, but not the imbalance between layers{replay}",
         "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16, or set the scaler's growth "
         "interval higher, or clip{replay}",
     },
@@ -93,6 +93,11 @@ FIXES: Mapping[str, Mapping[str, str]] = {
 }
 
 
+CAUSES: Mapping[str, tuple[str, ...]] = {
+    "UPDATE_RATIO/small": ("VANISH_BWD", "COLLAPSE_FWD", "DEAD", "SATURATED"),
+}
+"""Detector and kind -> detectors whose faults bring it about: while one of these is open, it has no fix of its own."""
+
 LAWS: Mapping[str, tuple[str, str]] = {
     "ReLU": ("kaiming_normal", "relu"),
     "ReLU6": ("kaiming_normal", "relu6"),
@@ -130,8 +135,11 @@ def _std(gain: float, fan_in: int) -> str:
     return f", std {gain / fan_in**0.5:.3g} at fan_in {fan_in}" if fan_in > 0 else ""
 
 
-def fix_text(finding: Finding) -> str:
-    """The table's sentence with this finding's numbers in it."""
+def fix_text(finding: Finding, open_ids: Collection[str] = ()) -> str:
+    """The table's sentence with this finding's numbers in it; or, where one of `open_ids` is its cause, that."""
+    causes = [one for one in CAUSES.get(f"{finding.id}/{finding.kind}", ()) if one in open_ids]
+    if causes:
+        return f"this follows from {' and '.join(causes)}, open here too: mend that first, no learning rate does"
     layers = finding.layers
     named: Number = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]} ({len(layers)} layers)"
     values: dict[str, Number] = {"layers": named or "the model", "replay": "", **finding.evidence, **finding.words}

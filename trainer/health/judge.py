@@ -272,7 +272,7 @@ class Judge:
             last_step=step,
             num_hits=old.num_hits + 1,
             evidence=finding.evidence,
-            fix=fix_text(finding),
+            fix=fix_text(finding, self._open_ids()),
             confidence=confidence,
             traces=traces,
         )
@@ -302,7 +302,7 @@ class Judge:
             num_hits=len(hits),
             evidence=finding.evidence,
             thresholds={name: self.config.limit(finding.id, name) for name in limits},
-            fix=fix_text(finding),
+            fix=fix_text(finding, self._open_ids()),
             confidence=confidence,
             traces=() if finding.trace is None else (finding.trace,),
             is_announced=self._may_announce(severity, step),
@@ -326,6 +326,10 @@ class Judge:
         for number in resolved[:-MAX_RESOLVED]:
             del self._verdicts[number]
         return [VerdictEvent(step=step, change=Change.RESOLVED, verdict=new)]
+
+    def _open_ids(self) -> set[str]:
+        """Of alarms."""
+        return {one.id for one in self._verdicts.values() if one.resolved_at is None and one.severity >= Severity.WARN}
 
     def _may_announce(self, severity: Severity, step: int) -> bool:
         """A quarter of the budget is CRITICAL's alone; INFO is no alarm."""

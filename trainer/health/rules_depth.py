@@ -133,7 +133,7 @@ class Depth:
             words={
                 "factor": 10**-backward.slope,
                 "init_advice": _advice(backward),
-                "p90": progress.p90,
+                "at": progress.clip_text(math.inf),
                 **replay_words(config, stats.step),
             },
             trace=place_of(stats),

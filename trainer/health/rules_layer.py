@@ -17,6 +17,8 @@ from trainer.health.rules_step import Progress, place_of, rate_text, replay_word
 
 GOOD_RATIO = 1e-3
 """cs231n: update over weight, a step."""
+LARGEST_FACTOR = 10.0
+"""Of the learning rate in one try: a ratio far below names no rate, it says that something else is wrong. Chosen."""
 MOST_CLIPPED = 0.1
 """Below it the clip threshold, not the learning rate, makes the update small: a habit of 1.0 leaves a third or more."""
 
@@ -97,10 +99,11 @@ def _ratio_finding(
 ) -> Finding:
     factor = GOOD_RATIO / worst if worst > 0.0 else 1.0
     is_clipped = kind == "small" and progress.clip_factor < MOST_CLIPPED
-    rate = rate_text(factor, progress, config)
+    rate = rate_text(min(factor, LARGEST_FACTOR), progress, config)
+    again = ", again if this comes back," if factor > LARGEST_FACTOR else ","
     multiply = (
-        f"multiply {rate}, or look for what swallows the gradient: a clip threshold, a loss scale, a rate of zero for "
-        "this group, the depth profiles"
+        f"multiply {rate}{again} or look for what swallows the gradient: a clip threshold, a loss scale, a rate of "
+        "zero for this group, the depth profiles"
     )
     clip = (
         f"clipping leaves {progress.clip_factor:.1g} of the gradient: set its threshold to {progress.p90:.3g} (the "

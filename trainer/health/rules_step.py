@@ -23,6 +23,8 @@ SMALLEST = 1e-38
 NO_SPIKE, NO_GROWTH = Finding(id="EXPLODE", kind="spike"), Finding(id="EXPLODE", kind="growth")
 """Of nearly every step, so made once."""
 NO_LOSS_OF_STATE, NO_JUMP = Finding(id="RESUME", kind="optimizer state"), Finding(id="RESUME", kind="jump")
+LARGEST_CLIP = 65504.0
+"""Where float16 ends: a run whose ordinary norms are beyond has none to go by."""
 BLOCK_STEPS = 20
 """Growth is looked for over ten blocks of so many steps."""
 
@@ -63,6 +65,13 @@ class Progress:
         """The loss is below that share of the first one."""
         return self.first_loss is not None and self.loss.level < share * self.first_loss
 
+    def clip_text(self, most: float) -> str:
+        """Such as ` at 2.3 (the 90th percentile of ordinary norms)`, which are those up to 10^`most`; "" if there
+        are none, or if that is no norm to train with."""
+        ordinary = [norm for norm in self.norms.values if log10(norm) <= most]
+        p90 = quantile(ordinary, 0.9) if ordinary else math.inf
+        return f" at {p90:.3g} (the 90th percentile of ordinary norms)" if p90 < LARGEST_CLIP else ""
+
     @property
     def p90(self) -> float:
         """90th percentile of the last finite norms; 1 (the customary threshold) before there are any."""
@@ -73,7 +82,7 @@ def rate_text(factor: float, progress: Progress, config: HealthConfig) -> str:
     """Such as `the learning rate by 0.1 (optimizer.lr 0.1 -> 0.01)`: of the rate that a person sets, so that it is the
     same sentence in a warm-up and in a decay."""
     name, base = ("optimizer.lr ", config.base_lr) if config.base_lr else ("", progress.base_lr)
-    return f"the learning rate by {factor:.2g} ({name}{base:.3g} -> {base * factor:.3g})"
+    return f"the learning rate by {factor:.3g} ({name}{base:.3g} -> {base * factor:.3g})"
 
 
 def replay_words(config: HealthConfig, step: int) -> dict[str, Number]:
@@ -167,7 +176,7 @@ class Explode:
             layers = tuple(name for name, _ in top)
             named = ", ".join(f"{name} {share:.0%}" for name, share in top) or "not measured in this step"
             words = {
-                "p90": progress.p90,
+                "at": progress.clip_text(self._most_ordinary(is_grown, config)),
                 "shares": named,
                 "rate": rate_text(0.1, progress, config),
                 **replay_words(config, stats.step),
@@ -209,10 +218,16 @@ class Explode:
         """
         if len(self.last.values) < self.last.size:
             return 0.0
-        base = min(self.first)
-        if self.medians.values:
-            base = max(base, min(self.medians.values))
-        return sorted([*self.last.values[1:], value])[self.last.size // 2] - base
+        return sorted([*self.last.values[1:], value])[self.last.size // 2] - self._base()
+
+    def _base(self) -> float:
+        return max(min(self.first), min(self.medians.values, default=-math.inf))
+
+    def _most_ordinary(self, is_grown: bool, config: HealthConfig) -> float:
+        """log10 of the largest norm that is neither of the growth (halfway to what is called so) nor a spike."""
+        if is_grown:
+            return self._base() + config.limit("EXPLODE", "growth") / 2
+        return self.log_norm.level + math.log10(config.limit("EXPLODE", "spike_factor"))
 
     def remember(self, stats: StepNumbers, config: HealthConfig) -> None:
         """Of a finite step."""

@@ -203,6 +203,21 @@ def _by_rate(case: Case, verdict: Verdict) -> Case:
     return replace(case, lr=number_after("->", verdict.fix))
 
 
+def _by_rate_again(case: Case, verdict: Verdict) -> Case:
+    """As often as it says so: at each deep step with the verdict still there, in a run long enough for all of them."""
+    assert "again if this comes back" in verdict.fix
+    tried: list[int] = []
+
+    def spoil(run: Run, step: int) -> None:
+        for one in run.health.verdicts:
+            if one.id == verdict.id and one.resolved_at is None and one.last_step not in tried:
+                tried.append(one.last_step)
+                for group in run.optimizer.param_groups:
+                    group["lr"] = number_after("->", one.fix)
+
+    return replace(case, spoil=spoil, num_steps=3 * case.num_steps)
+
+
 def _by_rate_and_clip(case: Case, verdict: Verdict) -> Case:
     clip = {"kind": "norm", "threshold": number_after("clip the global norm at", verdict.fix)}
     return replace(_by_rate(case, verdict), clip=clip, spoil=None)
@@ -316,7 +331,7 @@ CURES: Mapping[str, tuple[Cure, ...]] = {
     "EXPLODE/depth": (_LAW,),
     "EXPLODE/growth": (Cure(name="rate and clip", apply=_by_rate_and_clip),),
     "UPDATE_RATIO/large": (_RATE,),
-    "UPDATE_RATIO/small": (_RATE,),
+    "UPDATE_RATIO/small": (Cure(name="learning rate, step by step", apply=_by_rate_again, is_within=True),),
     "ADAM_FLOOR/": (Cure(name="eps", apply=_by_eps),),
     "DEAD/": (Cure(name="LeakyReLU, law", apply=_by_law),),
     "SATURATED/": (Cure(name="weights or rate", apply=_by_remedy), _NORMS),
