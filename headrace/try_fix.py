@@ -1,7 +1,7 @@
 """`headrace train --try-fix`: the job's first steps, as it is and with the recommended settings, side by side.
 
 In:  a job file and its overrides, how many steps.
-Out: a table on the terminal, and the options that make the job the better one.
+Out: a table on the terminal; the options that make the job the better one, if it is.
 Trains nothing for real: no run folder, no checkpoint; the run that follows begins as if this had not been.
 """
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 30
 """Enough for a loss to begin to fall, and for three looks at each layer; chosen."""
+LEARNED = 0.95
+"""A loss below this share of a guess's has learned something: the mean of a few batches differs by less. Chosen."""
+LOUD = 1.5
+"""Times a guess's loss: LOSS0's own first threshold."""
 SPIKY = 5.0
 """A norm so many times the median is one that clipping is for."""
 
@@ -49,7 +53,7 @@ def require_try_alone(is_tried: bool, needing: Mapping[str, object], without: Ma
 
 
 def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: str | None, console: Console) -> None:
-    """Prints both trainings of the run's first `num_steps` batches, and how to have the second one.
+    """Prints both trainings of the run's first `num_steps` batches, and how to have the second one, if it is better.
 
     ConfigError for a wrong job.
     """
@@ -70,10 +74,17 @@ def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: st
             _say(console, "There is nothing to recommend: initial weights are `auto` already, and nothing was found.")
             return
         _say(console, f"B: the same {num_steps} batches with {', '.join(better)} ...")
-        other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
+        changed = load_job(path, [*overrides, *better])
+        other = _run(changed, streams, num_steps)
+        if slower := _rate(changed, other):
+            better = (*(one for one in better if not one.startswith("optimizer.lr=")), *slower)
+            _say(console, f"B again, whose steps were too large: with {', '.join(better)} ...")
+            other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
     print_trials([present, other], console)
     print_findings(present, console)
     _say(console, *conclusion(present, other))
+    if not is_to_take(present, other):
+        return
     _say(console, "To train B:")
     options = [part for one in (*overrides, *better) for part in ("--set", one)]
     options += ["--connect", connect] if connect else []
@@ -90,7 +101,20 @@ def recommended(job: Job, present: Trial) -> tuple[str, ...]:
     if not overrides and model.init.law != "auto":
         overrides.append("model.init=auto")
     overrides = [one for one in overrides if one != "model.init=auto" or model.init.law != "auto"]
-    return (*overrides, *_clip(job, present, is_changed=bool(present.lint.overrides)))
+    is_changed = bool(present.lint.overrides)
+    rate = () if is_changed else _rate(job, present)  # of other weights, the same step is another share
+    return (*overrides, *rate, *_clip(job, present, is_changed=is_changed))
+
+
+def _rate(job: Job, trial: Trial) -> tuple[str, ...]:
+    """The learning rate that the verdict on too large steps asks for; empty without one."""
+    from trainer.health.rules_layer import GOOD_RATIO
+
+    for one in trial.verdicts:
+        if (one.id, one.kind) == ("UPDATE_RATIO", "large"):
+            factor = GOOD_RATIO / float(one.evidence["update/weight"])
+            return (f"optimizer.lr={job.config.optimizer.lr * factor:.3g}",)
+    return ()
 
 
 def _clip(job: Job, present: Trial, *, is_changed: bool) -> tuple[str, ...]:
@@ -158,18 +182,51 @@ def print_findings(present: Trial, console: Console) -> None:
 
 
 def conclusion(present: Trial, other: Trial) -> tuple[str, ...]:
-    """What the numbers say, in words; two losses within their noise are not told apart."""
-    lines = []
-    falls = {name: one.first_loss - one.last_loss for name, one in (("A", present), ("B", other))}
-    told = " and ".join(f"{name}'s by {fall:.3g}" for name, fall in falls.items() if math.isfinite(fall))
-    if told:
-        lines.append(f"In these steps the loss fell by: {told}.")
-    gone = {one.title for one in present.lint.warnings} - {one.title for one in other.lint.warnings}
-    if gone:
+    """What the numbers say, in words: of the losses, and of what lint finds."""
+    lines = [f"In these steps {_course('A', present)}, and {_course('B', other)}."]
+    guessing = [name for name, one in (("A", present), ("B", other)) if _is_guessing(one)]
+    if guessing:
+        text = f"No better than a guess (a loss of {_number(present.lint.guess)}) by then: {' and '.join(guessing)}."
+        lines.append(text)
+    if gone := _found(present) - _found(other):
         lines.append(f"With B's settings lint no longer finds: {', '.join(sorted(gone))}.")
     if left := [one.title for one in other.lint.warnings]:
         lines.append(f"B still has: {', '.join(left)}; no setting of model.init, model.activation or clip cures that.")
+    if not is_to_take(present, other):
+        lines.append("B is no better than A: leave the job as it is, or try more steps (--try-steps).")
+    elif not _has_lower_loss(present, other):
+        lines.append("So few steps of losses don't decide; by what lint finds, B is the one that can learn.")
     return tuple(lines)
+
+
+def is_to_take(present: Trial, other: Trial) -> bool:
+    """B ends with the lower loss; or A has learned nothing by then, and B no longer has what keeps it from learning."""
+    if _has_lower_loss(present, other):
+        return True
+    is_quiet = other.last_loss < LOUD * other.lint.guess
+    return _is_guessing(present) and is_quiet and _found(other) < _found(present)
+
+
+def _has_lower_loss(present: Trial, other: Trial) -> bool:
+    is_lost = math.isfinite(other.last_loss) and not math.isfinite(present.last_loss)
+    return is_lost or other.last_loss < present.last_loss
+
+
+def _is_guessing(one: Trial) -> bool:
+    """False where nobody knows what a guess has."""
+    return one.last_loss > LEARNED * one.lint.guess
+
+
+def _found(one: Trial) -> set[str]:
+    return {finding.title for finding in one.lint.warnings}
+
+
+def _course(name: str, one: Trial) -> str:
+    """Such as `A's loss fell by 0.277 to 1.1`."""
+    fall = one.first_loss - one.last_loss
+    if not math.isfinite(fall):
+        return f"{name}'s loss did not stay finite"
+    return f"{name}'s loss {'fell' if fall >= 0.0 else 'rose'} by {abs(fall):.3g} to {_number(one.last_loss)}"
 
 
 def _run(job: Job, streams: Streams, num_steps: int) -> Trial:

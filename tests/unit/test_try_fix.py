@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import replace
+from pathlib import Path
 
+import pytest
 from rich.console import Console
 
-from headrace.try_fix import print_findings, print_trials
-from trainer.health.records import Severity
+from headrace.try_fix import conclusion, is_to_take, print_findings, print_trials, recommended
+from tests.memory_streams import make_job
+from trainer.health.records import Life, Severity, Verdict
 from trainer.lint_report import LintFinding, LintReport, Slopes
 from trainer.lint_trial import Trial
 from trainer.step import StepResult
@@ -80,3 +84,57 @@ def test_what_lint_found_is_told_once_beside_the_table() -> None:
         assert 1 == text.count(part), part
     assert "lint: before the first step" not in text
     assert "as settings" not in text
+
+
+def trial(*losses: float, findings: tuple[LintFinding, ...] = ()) -> Trial:
+    """Five steps of the last loss, which is what is compared."""
+    results = tuple(replace(STEP, loss=loss) for loss in (losses[0], *losses[-1:] * 5))
+    return replace(SICK, results=results, lint=replace(SICK.lint, findings=findings))
+
+
+def test_losses_fall_or_rise_or_are_not_finite() -> None:
+    told = conclusion(trial(2.4, 1.2), trial(2.0, 2.412))[0]
+    assert "In these steps A's loss fell by 1.2 to 1.2, and B's loss rose by 0.412 to 2.41." == told
+    assert "B's loss did not stay finite" in conclusion(trial(2.4, 1.2), trial(2.0, math.nan))[0]
+
+
+@pytest.mark.parametrize(
+    ("present", "other", "is_taken"),
+    [
+        (trial(2.4, 1.2), trial(2.4, 1.1), True),
+        (trial(2.4, 1.2), trial(2.4, 1.3), False),
+        (trial(2.4, 1.2, findings=(FINDING,)), trial(2.4, 1.3), False),
+        (trial(2.4, 1.2), trial(2.4, math.nan), False),
+        (trial(2.4, math.nan), trial(2.4, 1.2), True),
+        (trial(2.4, math.nan), trial(2.4, math.inf), False),
+        (trial(40.0, 2.31), trial(2.3, 2.32), False),
+        (trial(2.58, 2.303, findings=(FINDING,)), trial(2.3, 2.32), True),
+        (trial(2.58, 2.303, findings=(FINDING,)), trial(2.3, 2.32, findings=(FINDING,)), False),
+        (trial(2.58, 2.303, findings=(FINDING,)), trial(2.3, 40.0), False),
+    ],
+)
+def test_b_is_taken_where_it_ends_lower_or_a_is_a_guess_that_it_mends(
+    present: Trial, other: Trial, is_taken: bool
+) -> None:
+    """A deep net of sigmoids falls to ln C and stays there; its better twin begins there."""
+    assert is_taken == is_to_take(present, other)
+    text = " ".join(conclusion(present, other))
+    assert is_taken == ("B is no better than A" not in text)
+    assert ("No better than a guess (a loss of 2.3) by then: A" in text) == (present.last_loss > 2.2)
+
+
+TOO_LARGE = Verdict(
+    number=1, id="UPDATE_RATIO", kind="large", severity=Severity.CRITICAL, life=Life.OPEN, layers=("a",), first_step=4,
+    last_step=9, resolved_at=None, num_hits=6, evidence={"update/weight": 0.2, "lr": 0.05}, thresholds={}, fix="",
+    confidence=1.0,
+)  # fmt: skip
+
+
+def test_steps_that_are_too_large_are_mended_too_unless_the_weights_become_others(tmp_path: Path) -> None:
+    """By the job's rate, not by that of a warm-up's step; of other weights, B's own steps will tell."""
+    job = make_job(tmp_path, optimizer={"kind": "sgd", "lr": 0.5}, model={"kind": "mlp", "init": "auto"})
+    present = replace(trial(2.4, 2.0), verdicts=(TOO_LARGE,))
+
+    plain = recommended(job, replace(present, lint=replace(present.lint, overrides=())))
+    assert "optimizer.lr=0.0025" in plain
+    assert not any("optimizer.lr" in one for one in recommended(job, present))
