@@ -30,6 +30,8 @@ DEFAULT_STEPS = 30
 """Enough for a loss to begin to fall, and for three looks at each layer; chosen."""
 LEARNED = 0.95
 """A loss below this share of a guess's has learned something: the mean of a few batches differs by less. Chosen."""
+MAX_SLOWER = 2
+"""Times that B's own learning rate is lowered, if its steps turn out too large: a hundredth is far enough."""
 LOUD = 1.5
 """Times a guess's loss: LOSS0's own first threshold."""
 SPIKY = 5.0
@@ -76,10 +78,14 @@ def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: st
         _say(console, f"B: the same {num_steps} batches with {', '.join(better)} ...")
         changed = load_job(path, [*overrides, *better])
         other = _run(changed, streams, num_steps)
-        if slower := _rate(changed, other):
+        for _ in range(MAX_SLOWER):
+            slower = _rate(changed, other)
+            if not slower:
+                break
             better = (*(one for one in better if not one.startswith("optimizer.lr=")), *slower)
             _say(console, f"B again, whose steps were too large: with {', '.join(better)} ...")
-            other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
+            changed = load_job(path, [*overrides, *better])
+            other = _run(changed, streams, num_steps)
     print_trials([present, other], console)
     print_findings(present, console)
     _say(console, *conclusion(present, other))
@@ -107,9 +113,12 @@ def recommended(job: Job, present: Trial) -> tuple[str, ...]:
 
 
 def _rate(job: Job, trial: Trial) -> tuple[str, ...]:
-    """The learning rate that the verdict on too large steps asks for; empty without one."""
+    """The learning rate that the verdict on too large steps asks for, a tenth where the loss ended as no number; empty
+    if neither is so."""
     from trainer.health.rules_layer import GOOD_RATIO
 
+    if math.isfinite(trial.first_loss) and not math.isfinite(trial.results[-1].loss):
+        return (f"optimizer.lr={job.config.optimizer.lr / 10:.3g}",)
     for one in trial.verdicts:
         if (one.id, one.kind) == ("UPDATE_RATIO", "large"):
             factor = GOOD_RATIO / float(one.evidence["update/weight"])
@@ -119,6 +128,8 @@ def _rate(job: Job, trial: Trial) -> tuple[str, ...]:
 
 def _clip(job: Job, present: Trial, *, is_changed: bool) -> tuple[str, ...]:
     """Clipping is for gradients that explode. Where the weights change, their norms do: `auto` then finds its bound."""
+    from trainer.health.rules_step import LARGEST_CLIP
+
     clip, norms = job.config.clip, sorted(present.norms)
     if clip.kind == "auto" or clip.groups or not norms:
         return ("clip.kind=auto",) if not norms and clip.kind == "none" else ()
@@ -126,7 +137,8 @@ def _clip(job: Job, present: Trial, *, is_changed: bool) -> tuple[str, ...]:
     median = norms[len(norms) // 2]
     is_exploding = bool(names & {"EXPLODE", "EXPLODE_FWD", "NONFINITE"}) or norms[-1] > SPIKY * median > 0.0
     if clip.kind == "none" and is_exploding:
-        return ("clip.kind=auto",) if is_changed else ("clip.kind=norm", f"clip.threshold={present.p90:.3g}")
+        is_auto = is_changed or present.p90 >= LARGEST_CLIP
+        return ("clip.kind=auto",) if is_auto else ("clip.kind=norm", f"clip.threshold={present.p90:.3g}")
     is_throttled = present.num_clipped > 0.9 * len(present.results) and median > SPIKY * clip.threshold
     if clip.kind == "norm" and is_throttled and not is_changed:
         return (f"clip.threshold={present.p90:.3g}",)
@@ -193,7 +205,7 @@ def conclusion(present: Trial, other: Trial) -> tuple[str, ...]:
     if left := [one.title for one in other.lint.warnings]:
         lines.append(f"B still has: {', '.join(left)}; no setting of model.init, model.activation or clip cures that.")
     if not is_to_take(present, other):
-        lines.append("B is no better than A: leave the job as it is, or try more steps (--try-steps).")
+        lines.append("B is no better than A, by these steps: not worth taking. --try-steps takes more of them.")
     elif not _has_lower_loss(present, other):
         lines.append("So few steps of losses don't decide; by what lint finds, B is the one that can learn.")
     return tuple(lines)

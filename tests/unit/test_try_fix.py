@@ -138,3 +138,15 @@ def test_steps_that_are_too_large_are_mended_too_unless_the_weights_become_other
     plain = recommended(job, replace(present, lint=replace(present.lint, overrides=())))
     assert "optimizer.lr=0.0025" in plain
     assert not any("optimizer.lr" in one for one in recommended(job, present))
+
+
+def test_a_loss_that_is_lost_asks_for_a_tenth_of_the_rate_and_for_no_threshold_of_its_norms(tmp_path: Path) -> None:
+    """By then nine in ten norms are astronomical."""
+    job = make_job(tmp_path, optimizer={"kind": "sgd", "lr": 2.0}, model={"kind": "mlp", "init": "auto"})
+    lost = trial(2.4, math.nan)
+    lost = replace(lost, results=tuple(replace(one, grad_norm=7e30) for one in lost.results))
+    assert ("optimizer.lr=0.2",) == recommended(job, replace(lost, lint=LintReport()))[:1]
+
+    job = make_job(tmp_path, model={"kind": "mlp", "init": "auto"}, clip={"kind": "none"})
+    exploding = replace(lost, lint=LintReport(), verdicts=(replace(TOO_LARGE, id="EXPLODE", kind="growth"),))
+    assert recommended(job, exploding)[1:] == ("clip.kind=auto",)
