@@ -115,10 +115,10 @@ def test_the_interval_takes_in_what_unmeasured_steps_cost() -> None:
             0.002,
             0.003,
             (100, 50),
-            "more than the 1% meant for always on: a step that is not measured costs 2000 us too",
+            "more than the 1% meant for norms: a step that is not measured costs 2000 us too",
         ),
-        (0.0001, 0.003, (1, 50), "more than the 1% meant for always on: every 1 steps is too often"),
-        (0.0001, 0.0005, (1, 1), "more than the 3% meant for deep: every 1 steps is too often"),
+        (0.0001, 0.003, (1, 50), "more than the 1% meant for norms: every 1 steps is too often"),
+        (0.0001, 0.0005, (1, 1), "more than the 3% meant for looks into layers: every 1 steps is too often"),
         (0.0001, 0.0005, (1, 50), "in 100 steps"),
     ],
 )
@@ -130,6 +130,14 @@ def test_a_bound_that_is_missed_is_said_with_the_reason(
 
     assert said in text
     assert ("more than" in text) == ("more than" in said)
+
+
+def test_the_cost_is_said_to_somebody_who_has_never_seen_it() -> None:
+    """A sum first, then what each part is for, how long it takes and how often."""
+    text = str(an_overhead(light_s=0.0005, deep_s=0.01, every=(1, 50)))
+
+    assert "gradient health costs 0.70% of the training time: 0.50% for gradient norms (500 us, each step)" in text
+    assert "0.20% for a look into each layer (10.0 ms, once in 50 steps), where a step takes 100.0 ms" in text
 
 
 def test_the_benchmark_trains_both_alike_and_prints_its_numbers(tmp_path: Path) -> None:

@@ -63,11 +63,12 @@ class Overhead:
 
     def __str__(self) -> str:
         return (
-            f"gradient health costs {self.light_share:.2%} (always on: {self.light_s * 1e6:.0f} us, every "
-            f"{self.light_every}) + {self.deep_share:.2%} (deep: {self.deep_s * 1e3:.1f} ms, every {self.deep_every}) "
-            f"of a step of {self.step_s * 1e3:.1f} ms; so far {self.measured_light_share:.2%} + "
-            f"{self.measured_deep_share:.2%}, and {self.measured_told_share:.2%} for telling, in {self.num_steps} "
-            f"steps{self._missed()}"
+            f"gradient health costs {self.light_share + self.deep_share:.2%} of the training time: "
+            f"{self.light_share:.2%} for gradient norms ({self.light_s * 1e6:.0f} us, {_each(self.light_every)}) and "
+            f"{self.deep_share:.2%} for a look into each layer ({self.deep_s * 1e3:.1f} ms, {_each(self.deep_every)}), "
+            f"where a step takes {self.step_s * 1e3:.1f} ms; so far, in {self.num_steps} steps, it was "
+            f"{self.measured_light_share:.2%} and {self.measured_deep_share:.2%}, and {self.measured_told_share:.2%} "
+            f"for telling of it{self._missed()}"
         )
 
     def _missed(self) -> str:
@@ -77,9 +78,10 @@ class Overhead:
             why = f"every {self.light_every} steps is too often"
             if self.idle_s > LIGHT_SHARE * self.step_s:
                 why = f"a step that is not measured costs {self.idle_s * 1e6:.0f} us too, and steps are short"
-            missed += f"; more than the {LIGHT_SHARE:.0%} meant for always on: {why}"
+            missed += f"; more than the {LIGHT_SHARE:.0%} meant for norms: {why}"
         if self.deep_share > DEEP_SHARE:
-            missed += f"; more than the {DEEP_SHARE:.0%} meant for deep: every {self.deep_every} steps is too often"
+            why = f"every {self.deep_every} steps is too often"
+            missed += f"; more than the {DEEP_SHARE:.0%} meant for looks into layers: {why}"
         return missed
 
 
@@ -155,6 +157,10 @@ class Pace:
             measured_deep_share=self.total_deep_s / total_s,
             measured_told_share=self.total_told_s / total_s,
         )
+
+
+def _each(every: int) -> str:
+    return "each step" if every == 1 else f"once in {every} steps"
 
 
 def _median(recent: Recent) -> float:
