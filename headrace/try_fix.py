@@ -76,25 +76,29 @@ def try_fix(path: Path, overrides: Sequence[str], *, num_steps: int, connect: st
             _say(console, "There is nothing to recommend: initial weights are `auto` already, and nothing was found.")
             return
         _say(console, f"B: the same {num_steps} batches with {', '.join(better)} ...")
-        changed = load_job(path, [*overrides, *better])
-        other = _run(changed, streams, num_steps)
+        other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
         for _ in range(MAX_SLOWER):
-            slower = _rate(changed, other)
+            slower = _rate(load_job(path, [*overrides, *better]), other)
             if not slower:
                 break
-            better = (*(one for one in better if not one.startswith("optimizer.lr=")), *slower)
+            better = _joined(better, slower)
             _say(console, f"B again, whose steps were too large: with {', '.join(better)} ...")
-            changed = load_job(path, [*overrides, *better])
-            other = _run(changed, streams, num_steps)
+            other = _run(load_job(path, [*overrides, *better]), streams, num_steps)
     print_trials([present, other], console)
     print_findings(present, console)
     _say(console, *conclusion(present, other))
     if not is_to_take(present, other):
         return
     _say(console, "To train B:")
-    options = [part for one in (*overrides, *better) for part in ("--set", one)]
+    options = [part for one in _joined(overrides, better) for part in ("--set", one)]
     options += ["--connect", connect] if connect else []
     _say(console, f"  {shlex.join(['headrace', 'train', str(path), *options])}")
+
+
+def _joined(overrides: Sequence[str], newer: Sequence[str]) -> tuple[str, ...]:
+    """Each setting once, as the last one has it."""
+    names = {one.partition("=")[0] for one in newer}
+    return (*(one for one in overrides if one.partition("=")[0] not in names), *newer)
 
 
 def recommended(job: Job, present: Trial) -> tuple[str, ...]:

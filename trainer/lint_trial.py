@@ -163,10 +163,11 @@ def _watched(
 
 
 def describe_settings(job: Job) -> str:
-    """Such as `init auto, activation relu, clip norm at 0.31`."""
+    """Such as `init auto, activation relu, lr 0.003, clip norm at 0.31`."""
     model, clip = job.config.model, job.config.clip
     threshold = f" at {clip.threshold:.3g}" if clip.kind in ("norm", "value") else ""
-    return f"init {model.init.law}, activation {model.activation.name}, clip {clip.kind}{threshold}"
+    lr = f"{job.config.optimizer.lr:.3g}"
+    return f"init {model.init.law}, activation {model.activation.name}, lr {lr}, clip {clip.kind}{threshold}"
 
 
 def _update_ratio(deep: DeepStats | None) -> float:

@@ -40,7 +40,7 @@ SICK = Trial(
         findings=(FINDING,),
         overrides=("model.init=auto",),
     ),
-    settings="init truncated_normal, activation leaky_relu, clip norm at 0.315",
+    settings="init truncated_normal, activation leaky_relu, lr 0.003, clip norm at 0.315",
     results=(STEP, replace(STEP, grad_norm=0.00123456)),
     first=Slopes(forward=-0.64, backward=-0.65),
     last=Slopes(forward=-0.66, backward=-0.67),
@@ -65,6 +65,7 @@ def test_the_table_fits_80_columns_with_a_line_a_quantity() -> None:
     assert [
         ["settings", *["init truncated_normal"] * 2],
         ["", *["activation leaky_relu"] * 2],
+        ["", *["lr 0.003"] * 2],
         ["", *["clip norm at 0.315"] * 2],
         ["forward", *["-0.64, -0.66 (-0.63)"] * 2],
         ["backward", *["-0.65, -0.67 (-0.62)"] * 2],
