@@ -8,6 +8,7 @@ A look writes nothing: the train stream, which meets the same samples, decides a
 from __future__ import annotations
 
 import logging
+import threading
 from typing import Any, Literal
 
 from pipeline.config_job import Job
@@ -31,14 +32,11 @@ class BadSamples:
 
     def __init__(self, job: Job, folder: RunFolder | None, start: StreamStart) -> None:
         self._job, self._folder, self._start = job, folder, start
-        self.num_met = 0
-        self._train: BadSamplePolicy | None = None
+        self.count = start.told.copy()
+        """Of the run, all attempts and both streams."""
+        self._lock = threading.Lock()  # each stream has a thread
         self._quarantined = {name: list(start.quarantined.get(name, ())) for name in ("train", "eval")}
         """All of it is on disk, if there is a run folder."""
-
-    def num_bad_before(self, position: int) -> int:
-        """Bad samples of the train stream, in all attempts, before the position where training stands."""
-        return self._train.num_bad_before(position) if self._train is not None else 0
 
     def policy(
         self, name: StreamName, spec: StreamSpec, source: Source, timeline: Timeline, step: int
@@ -64,26 +62,25 @@ class BadSamples:
             return BadSamplePolicy(
                 config.on_bad_sample,
                 config.max_bad_fraction,
+                spec.num_samples,
                 identify=identify,
                 quarantined=quarantined,
                 counted_elsewhere=quarantined.keys(),
             )
-        policy = BadSamplePolicy(
+        return BadSamplePolicy(
             config.on_bad_sample,
             config.max_bad_fraction,
+            spec.num_samples,
             identify=identify,
             quarantine=lambda entry: self._quarantine(name, {**entry, "step": step} if name == "eval" else entry),
-            journal=lambda entry: self._name(name, entry),
+            journal=lambda entry: self._name(name, {"source": spec.source, **entry}),
             quarantined=attempts_at(self._quarantined[name], step),
             # A position of `eval` counts in the pass that lost it, also where that is done again; not in later ones.
             counted_elsewhere=attempts_at(self._quarantined[name], step - 1) if name == "eval" else (),
             trained_at=trained_at if name == "train" else lambda position: None,
             num_delivered=self._start.num_delivered if name == "train" else 0,
-            num_bad=self._start.num_bad if name == "train" else 0,
+            bad=self._start.bad if name == "train" else None,
         )
-        if name == "train":
-            self._train = policy
-        return policy
 
     def _quarantine(self, name: StreamName, entry: dict[str, Any]) -> None:
         if self._folder is not None:
@@ -91,7 +88,8 @@ class BadSamples:
         self._quarantined[name].append(entry_of(entry))
 
     def _name(self, name: StreamName, entry: dict[str, Any]) -> None:
-        self.num_met += 1
+        with self._lock:
+            self.count.meet(entry["index"], entry["source"])
         if self._folder is not None:
             self._folder.append_event("bad_sample", stream=name, **entry)
         else:  # without a run folder stderr is the only place to name it

@@ -18,6 +18,7 @@ from headrace.receivers import Receivers
 from headrace.run_timeline import RunTimeline, begin_timeline
 from headrace.services import Services
 from headrace.standing import StandingServices
+from pipeline.bad_count import BadCount
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError
 from pipeline.messages import StreamSpec
@@ -108,13 +109,9 @@ class Streams:
         return {name: source.fingerprint for name, source in self._sources.items()}
 
     @property
-    def num_bad_samples(self) -> int:
-        """Bad samples met so far, in `train` and `evaluate`; each was named when it was met."""
-        return self._bad_samples.num_met
-
-    def num_bad_before(self, position: int) -> int:
-        """Bad samples of the train stream, in all attempts, before the position where training stands."""
-        return self._bad_samples.num_bad_before(position)
+    def bad_samples(self) -> BadCount:
+        """Bad samples met so far, in all attempts, in `train` and `evaluate`; each was named when it was met."""
+        return self._bad_samples.count
 
     @property
     def worker_fingerprint(self) -> str:

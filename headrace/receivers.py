@@ -94,7 +94,7 @@ class Receivers:
                 step,
                 rates=rates,
                 service=state.service,
-                num_bad_samples=self._bad_samples.num_met,
+                bad=self._bad_samples.count,
                 notes=self._notes.latest(),
             )
 

@@ -18,6 +18,7 @@ import msgspec
 from rich.text import Text
 
 from headrace.status_screen import brief, duration, rows, shortened, timeline_rows
+from pipeline.bad_count import BadCount, replaced_text
 from pipeline.errors import ConfigError, Problem
 from pipeline.json_lines import iter_lines
 from pipeline.run_history import read_timeline
@@ -39,6 +40,9 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     last_event: dict[str, Any]
     """The last line of journal.jsonl: a run that ended by itself says how; a killed one is cut off anywhere."""
     num_bad_samples: int
+    """Different ones, in all attempts."""
+    num_bad_met: int
+    """How often they were met and replaced."""
     timeline: tuple[TimelineEntry, ...]
     verdicts: tuple[str, ...]
     to_go_on: str
@@ -60,7 +64,7 @@ def read_run(folder: Path) -> RunSummary:
         )
     last_step = _last(iter_lines(folder / "metrics.jsonl"))
     events = _Events()
-    last_event = _last(map(events.count, iter_lines(folder / "journal.jsonl")))
+    last_event = _last(map(events.see, iter_lines(folder / "journal.jsonl")))
     return RunSummary(
         run_folder=str(folder),
         is_running=False,
@@ -70,7 +74,8 @@ def read_run(folder: Path) -> RunSummary:
         attempts=max(last_step.get("attempt", 0), last_event.get("attempt", 0)),
         checkpoints=tuple(sorted(path.name for path in folder.glob("checkpoints/step-*"))),
         last_event=last_event,
-        num_bad_samples=events.num_bad_samples,
+        num_bad_samples=events.bad.num,
+        num_bad_met=events.bad.num_met,
         timeline=read_timeline(folder),
         verdicts=read_verdicts(folder),
         to_go_on="" if last_event.get("action") == "training_ended" else _command(folder),
@@ -100,7 +105,7 @@ def summary_lines(run: RunSummary) -> list[Text]:
         ago = duration(time.time() - float(event.get("time_s", 0.0)))
         ended = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
     checkpoint = f"checkpoints/{run.checkpoints[-1]}" if run.checkpoints else "none"
-    bad = [("bad samples", f"{run.num_bad_samples} replaced by others")] if run.num_bad_samples else []
+    bad = replaced_text(run.num_bad_samples, run.num_bad_met)
     lines = rows(
         [
             ("run", f"{shortened(run.run_folder, 49)}   {'going on' if run.is_running else 'not going on'}"),
@@ -109,7 +114,7 @@ def summary_lines(run: RunSummary) -> list[Text]:
             ("last event", brief(ended)),
             ("checkpoint", checkpoint),
             *timeline_rows(run.timeline, max(0, run.num_steps_done - 1)),
-            *bad,
+            *([("bad samples", bad)] if run.num_bad_samples else []),
             *(("verdict", brief(verdict)) for verdict in run.verdicts[-3:]),
         ]
     )
@@ -125,10 +130,10 @@ class _Events:
     """Counts on the way to the last line: a journal of days is read once, and never held."""
 
     def __init__(self) -> None:
-        self.num_bad_samples = 0
+        self.bad = BadCount()
 
-    def count(self, event: dict[str, Any]) -> dict[str, Any]:
-        self.num_bad_samples += event.get("action") == "bad_sample"
+    def see(self, event: dict[str, Any]) -> dict[str, Any]:
+        self.bad.meet_event(event)
         return event
 
 

@@ -13,6 +13,7 @@ from itertools import groupby
 
 from rich.text import Text
 
+from pipeline.bad_count import replaced_text
 from pipeline.service_messages import PoolStatus, Status, StreamReport, StreamStatus, WorkerStatus
 from pipeline.timeline import TimelineEntry
 
@@ -118,7 +119,7 @@ def _job(job: StreamStatus) -> list[Text]:
     if report is None:
         at = [("stream", f"{job.stream}, step {job.head_step}, its trainer has not reported yet")]
         return rows([*at, ("window", window), *silent])
-    bad = [("bad samples", f"{report.num_bad_samples} replaced by others")] if report.num_bad_samples else []
+    bad = replaced_text(report.num_bad_samples, report.num_bad_met)
     return rows(
         [
             ("job", f"{report.job[:24]}   {shortened(report.run_folder, 39)}"),
@@ -128,7 +129,7 @@ def _job(job: StreamStatus) -> list[Text]:
             ("chain", f"{shortened(report.chain, 44) or '(inside the job)'}   {report.recipe}"),
             *timeline_rows(report.timeline, job.head_step, report.num_entries),
             ("window", window),
-            *bad,
+            *([("bad samples", bad)] if report.num_bad_samples else []),
             *silent,
             *(("note", brief(note)) for note in report.notes[-_MAX_NOTES:-1]),
             *(("last note", brief(note, _LAST_NOTE)) for note in report.notes[-1:]),

@@ -7,6 +7,7 @@ Pure.
 
 from __future__ import annotations
 
+from pipeline.bad_count import BadCount
 from pipeline.config_job import Job
 from pipeline.messages import ServiceState
 from pipeline.service_messages import StreamReport
@@ -25,7 +26,7 @@ def describe_stream(
     *,
     rates: Rates,
     service: ServiceState | None,
-    num_bad_samples: int,
+    bad: BadCount,
     notes: tuple[str, ...],
 ) -> StreamReport:
     """What people are told of a stream whose next batch is that of `step`."""
@@ -44,6 +45,7 @@ def describe_stream(
         chain=entry.file or str(job.path),
         timeline=timeline.entries[max(0, past - 1) :][:MAX_ENTRIES],
         num_entries=len(timeline.entries),
-        num_bad_samples=num_bad_samples,
+        num_bad_samples=bad.num,
+        num_bad_met=bad.num_met,
         notes=notes,
     )

@@ -239,7 +239,8 @@ class JobConfig(Section):
     on_bad_sample: Literal["substitute", "fail"] = "substitute"
     """A sample that can't be decoded or transformed: replaced by another chosen from its coordinates, or fatal."""
     max_bad_fraction: Fraction = 0.01
-    """Under `substitute`: fatal once more than max(10, this share of delivered samples) were bad."""
+    """Under `substitute`: fatal once more than max(10, this share of the source, or of what was delivered while that is
+    less) were bad. A sample that is bad in each epoch counts once."""
     hang_s: PositiveFloat = DEFAULT_HANG_S
     """Seconds without progress on a sample (its read included), or in building the chain, before a worker is killed by
     its pool. While a chain is tried, at a start or for a swap, everybody waits: there 15 s for a sample and 30 s for

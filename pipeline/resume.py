@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.bad_count import read_bad_counts
 from pipeline.branch import num_kept
 from pipeline.checkpoint_folder import Damaged, checkpoint_name, checkpoint_steps, read_state
 from pipeline.config_job import Job
@@ -147,6 +148,7 @@ def require_whole_quarantine(folder: Path, resumption: Resumption, *, is_going_b
 
 def stream_start(folder: Path, job: Job, resumption: Resumption, entries: tuple[TimelineEntry, ...]) -> StreamStart:
     """Where the train stream goes on; ConfigError if a recipe of the timeline can't be read as it was written."""
+    bad, told = read_bad_counts(folder, resumption.state.get("position", 0))
     return StreamStart(
         head_step=resumption.step,
         entries=entries,
@@ -154,7 +156,8 @@ def stream_start(folder: Path, job: Job, resumption: Resumption, entries: tuple[
         quarantined=read_quarantine(folder),
         # Absent in checkpoints of older versions: their allowance starts again.
         num_delivered=resumption.state.get("num_samples", 0),
-        num_bad=resumption.state.get("num_bad_samples", 0),
+        bad=bad,
+        told=told,
         fingerprint=resumption.worker_fingerprint,
         free_from_step=resumption.free_from_step,
     )

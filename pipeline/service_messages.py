@@ -122,8 +122,11 @@ class StreamReport(msgspec.Struct, frozen=True, kw_only=True):
     timeline: tuple[TimelineEntry, ...]
     """The entry before the present one, and what comes next; not all, however often a run was swapped."""
     num_bad_samples: int
+    """Different ones, in all attempts."""
     num_entries: int = 0
     """Of the whole timeline."""
+    num_bad_met: int = 0
+    """How often they were met and replaced: most of them once an epoch."""
     notes: tuple[str, ...] = ()
     """The last things that a user should know, newest last: refused swaps, missing workers."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.bad_count import BadCount
 from pipeline.quarantine import Quarantined
 from pipeline.recipe import Recipe
 from pipeline.timeline import TimelineEntry
@@ -27,8 +28,10 @@ class StreamStart:
     """Stream role ("train", "eval") -> what is written of it in quarantine.jsonl."""
     num_delivered: int = 0
     """Samples that were trained on before `head_step`."""
-    num_bad: int = 0
-    """Bad ones among them: the run's allowance goes on from here."""
+    bad: BadCount = field(default_factory=BadCount)
+    """Bad ones met before it by `train`: the run's allowance goes on from here."""
+    told: BadCount = field(default_factory=BadCount)
+    """Bad ones that the run has met in all, evaluations and what is done again included."""
     fingerprint: str = ""
     """Of the workers that made the slices so far; others would make other bytes."""
     free_from_step: int = 0

@@ -81,7 +81,7 @@ class CoreTrainer:
         lock, state, notes = threading.Condition(), ReceiverState(), Notes(lambda action, **fields: None)
         timeline, free_from_step = disk.timeline, max(head_step, disk.num_delivered)
         policy = BadSamplePolicy(
-            "substitute", 1.0, identify=lambda position, attempt: (position, f"{position}.png"),
+            "substitute", 1.0, 1_000_000, identify=lambda position, attempt: (position, f"{position}.png"),
             quarantine=disk.quarantine, quarantined=disk.quarantined,
             trained_at=lambda position: (
                 step if (step := timeline.step_from(position + 1) - 1) < free_from_step else None

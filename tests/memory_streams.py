@@ -76,9 +76,6 @@ class MemoryStreams:
         self.fingerprints = {"digits": "ff" * 32}
         self.num_evaluations = 0
 
-    def num_bad_before(self, position):
-        return position // 7
-
     def evaluate(self, step):
         self.num_evaluations += 1
         yield from batches(1, 6, seed=2)

@@ -85,9 +85,6 @@ class Streams(Protocol):
     def worker_fingerprint(self) -> str:
         """What the workers' libraries make of a fixed image; "" while none has been admitted."""
 
-    def num_bad_before(self, position: int) -> int:
-        """Bad samples of `train`, in all attempts, before a position up to which it was trained on."""
-
     def evaluate(self, step: int) -> Iterator[Batch]:
         """One pass over the held-out source, before the training's `step`; not called without an `eval` section."""
 
@@ -261,7 +258,6 @@ class _Training:
             "position": record.position,
             "epoch": record.epoch,
             "num_samples": record.num_samples,
-            "num_bad_samples": self._streams.num_bad_before(record.position),
             "num_steps": batches.num_steps,
             "finished": record.num_steps_done == batches.num_steps
             and (self._config.eval is None or record.evaluated_step == record.num_steps_done),

@@ -1,8 +1,7 @@
 """What is done about bad samples: the job's policy, with every one of them named and counted.
 
 In:  bad-sample notes of arriving slices; positions that can't be read or that kill workers.
-Out: quarantine entries (on disk before they count); RunFailed where the policy says so; how many there were before a
-position, for a checkpoint.
+Out: quarantine entries (on disk before they count); RunFailed where the policy says so.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
+from pipeline.bad_count import BadCount
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
 from pipeline.slice_header import QUARANTINED, BadSample
@@ -25,12 +25,14 @@ TrainedAt = Callable[[int], int | None]
 
 
 class BadSamplePolicy:
-    """Under `substitute`, bad samples are fatal above max(10, max_bad_fraction x delivered); under `fail`, at once."""
+    """Under `substitute`, fatal above max(10, max_bad_fraction x min(delivered, num_samples)) different bad samples;
+    under `fail`, at the first. One that is bad is so in each epoch, and counts once: the share is of the source."""
 
     def __init__(
         self,
         on_bad_sample: Literal["substitute", "fail"],
         max_bad_fraction: float,
+        num_samples: int,
         *,
         identify: Identify,
         quarantine: Record = lambda entry: None,
@@ -39,13 +41,14 @@ class BadSamplePolicy:
         counted_elsewhere: Collection[int] = (),
         trained_at: TrainedAt = lambda position: None,
         num_delivered: int = 0,
-        num_bad: int = 0,
+        bad: BadCount | None = None,
     ) -> None:
-        """`quarantined`: what was decided before, by an earlier attempt at the run or in an earlier pass;
-        `counted_elsewhere`: which of these positions are no bad samples of this pass; `num_delivered`, `num_bad`: of
-        the run before the first position that this policy sees."""
+        """`num_samples`: of the source; `quarantined`: what was decided before, by an earlier attempt at the run or in
+        an earlier pass; `counted_elsewhere`: which of these positions are no bad samples of this pass;
+        `num_delivered`, `bad`: of the run before the first position that this policy sees."""
         self._on_bad_sample = on_bad_sample
         self._max_bad_fraction = max_bad_fraction
+        self._num_samples = num_samples
         self._identify = identify
         self._trained_at = trained_at
         self._quarantine = quarantine
@@ -53,11 +56,8 @@ class BadSamplePolicy:
         self._lock = threading.Lock()
         self.num_delivered = num_delivered
         self._counted_elsewhere = frozenset(counted_elsewhere)
-        self._is_resumed = num_bad > 0
-        self._num_bad_passed = num_bad
-        self._bad_ahead: set[int] = set()
-        """Positions of the bad samples that a checkpoint may still have to leave out."""
-        self._last_start = 0
+        self._bad = bad.copy() if bad is not None else BadCount()
+        self._is_resumed = self._bad.num > 0
         self.bad_names: dict[str, str] = {}
         """Name -> cause, of the first hundred."""
         self.quarantined: dict[int, int] = dict(quarantined or {})
@@ -65,32 +65,27 @@ class BadSamplePolicy:
 
     @property
     def num_bad(self) -> int:
-        """Positions of the run whose own sample was not delivered: one, too, if its substitute was bad as well."""
-        return self._num_bad_passed + len(self._bad_ahead)
-
-    def num_bad_before(self, position: int) -> int:
-        """How many there were before `position`, where a training loop stands; what arrived ahead of it is left out."""
-        with self._lock:
-            return self._num_bad_passed + sum(bad < position for bad in self._bad_ahead)
+        """Different samples so far that were bad where they stood themselves; as substitutes, who are drawn beside the
+        order, they would count sooner than the samples delivered do."""
+        return self._bad.num
 
     def delivered(self, num_samples: int, bad: Iterable[BadSample]) -> None:
         """A slice was placed; RunFailed if it brought one bad sample too many."""
         with self._lock:
             self.num_delivered += num_samples
-            is_news = False
+            is_news, last = False, -1
             for sample in bad:
-                self._count(sample.position)
-                if sample.cause == QUARANTINED:
+                is_own, last = sample.position != last, sample.position  # the substitutes tried come after it
+                if sample.cause == QUARANTINED:  # told of, and judged, when it was lost; perhaps by an earlier attempt
+                    if sample.position not in self._counted_elsewhere:
+                        self._bad.know(sample.index)
                     self._name(sample.name, sample.cause)
-                    continue  # told of, and judged, when it was lost; perhaps by an earlier attempt
+                    continue
                 is_news = True
-                self._tell(
-                    sample.name,
-                    sample.cause,
-                    index=sample.index,
-                    position=sample.position,
-                    substitute=sample.substitute,
-                )
+                if is_own:
+                    self._bad.meet(sample.index)
+                name, cause, index, substitute = sample.name, sample.cause, sample.index, sample.substitute
+                self._tell(name, cause, index, position=sample.position, is_own=is_own, substitute=substitute)
             if is_news:  # after all of the slice were counted: those quarantined may stand behind
                 self._judge()
 
@@ -99,12 +94,6 @@ class BadSamplePolicy:
         with self._lock:
             for position in [position for position in self.quarantined if position < start]:
                 del self.quarantined[position]
-            if start > self._last_start:
-                # Not up to `start`: the loop may still hold the batch before it, and write a checkpoint first.
-                passed = {position for position in self._bad_ahead if position < self._last_start}
-                self._num_bad_passed += len(passed)
-                self._bad_ahead -= passed
-                self._last_start = start
             return dict(self.quarantined)
 
     def quarantined_in(self, start: int, stop: int) -> dict[int, int]:
@@ -124,32 +113,31 @@ class BadSamplePolicy:
                 index, name = self._identify(lost.position, lost.attempt)
                 if (step := self._trained_at(lost.position)) is not None:
                     raise _not_again(step, lost, name)
-                self._count(lost.position)
+                if not lost.attempt:
+                    self._bad.meet(index)
                 # One too many is not quarantined: a run that is resumed reads it again, and may live.
                 if self._on_bad_sample == "substitute" and self.num_bad <= self._limit:
                     # Not `attempt`: that is the run's own, on every line of its files.
                     place = {"position": lost.position, "lost_attempt": lost.attempt}
                     self._quarantine({**place, "index": index, "name": name, "cause": lost.cause})
                     self.quarantined[lost.position] = lost.attempt + 1
-                self._tell(name, lost.cause, index=index, position=lost.position, substitute=None)
+                is_own = not lost.attempt
+                self._tell(name, lost.cause, index, position=lost.position, is_own=is_own, substitute=None)
                 self._judge()
 
     @property
     def _limit(self) -> float:
-        return max(MIN_BAD_BEFORE_FATAL, self._max_bad_fraction * self.num_delivered)
-
-    def _count(self, position: int) -> None:
-        if position not in self._counted_elsewhere:
-            self._bad_ahead.add(position)
+        return max(MIN_BAD_BEFORE_FATAL, self._max_bad_fraction * min(self.num_delivered, self._num_samples))
 
     def _name(self, name: str, cause: str) -> None:
         if len(self.bad_names) < 100:
             self.bad_names.setdefault(name, cause)
 
-    def _tell(self, name: str, cause: str, *, index: int, position: int, substitute: int | None) -> None:
+    def _tell(self, name: str, cause: str, index: int, *, position: int, is_own: bool, substitute: int | None) -> None:
         """Name the sample in the journal; RunFailed if the policy bears none."""
         self._name(name, cause)
-        self._journal({"name": name, "index": index, "cause": cause, "position": position, "substitute": substitute})
+        place = {"position": position, "was_substitute": not is_own, "substitute": substitute}
+        self._journal({"name": name, "index": index, "cause": cause, **place})
         if self._on_bad_sample == "fail":
             raise RunFailed(
                 f"bad sample {name} (position {position}): {cause}\n"
@@ -162,8 +150,9 @@ class BadSamplePolicy:
         if self.num_bad > self._limit:
             which = "of this attempt (journal.jsonl names all)" if self._is_resumed else "ones"
             listed = "\n".join(f"    {bad}: {why}" for bad, why in list(self.bad_names.items())[:MIN_BAD_BEFORE_FATAL])
+            often = f", met {self._bad.num_met} times," if self._bad.num_met > self.num_bad else ""
             raise RunFailed(
-                f"{self.num_bad} bad samples among {self.num_delivered} delivered, "
+                f"{self.num_bad} bad samples{often} among {self.num_delivered} delivered, "
                 f"more than the {self._limit:.0f} allowed\n"
                 f"  the first {which}:\n{listed}\n"
                 f"  to go on: mend or remove them, or raise max_bad_fraction"

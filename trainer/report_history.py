@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from pipeline.bad_count import BadCount
 from pipeline.config import parse_yaml
 from pipeline.errors import ConfigError, Problem
 from pipeline.json_lines import iter_lines
@@ -70,6 +71,7 @@ class Events:
     """journal.jsonl, read as a stream."""
 
     num_of: Counter[str] = field(default_factory=Counter)
+    bad: BadCount = field(default_factory=BadCount)
     listed: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
     life: dict[str, Any] = field(default_factory=dict)
     """The newest line that says how the run goes: started, stopped or ended."""
@@ -203,6 +205,7 @@ def _read_events(path: Path, extent: Extent | None) -> Events:
     for line in iter_lines(path):
         action, attempt, time_s = str(line.get("action")), int(line["attempt"]), line.get("time_s")
         events.num_of[action] += 1
+        events.bad.meet_event(line)
         if isinstance(time_s, int | float):
             began_s.setdefault(attempt, time_s)
             ended_s[attempt] = time_s

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.bad_count import replaced_text
 from trainer.health.detectors import DETECTORS
 from trainer.report_history import History
 
@@ -219,10 +220,11 @@ def counted_rows(history: History) -> list[tuple[str, str]]:
     """What the journal has too often to list."""
     words = (
         ("checkpointed", "checkpoints written"),
-        ("bad_sample", "bad samples, replaced by others"),
         ("quarantined", "samples in quarantine"),
     )
-    return [(text, f"{num:,}") for action, text in words if (num := history.events.num_of[action])]
+    rows = [(text, f"{num:,}") for action, text in words if (num := history.events.num_of[action])]
+    bad = history.events.bad
+    return [*rows, *([("bad samples", replaced_text(bad.num, bad.num_met))] if bad.num else [])]
 
 
 def short(value: float) -> str:

@@ -25,6 +25,7 @@ from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_t
 from headrace.signals import OPERATOR, StopOnSignals, stopping_on_signals
 from headrace.try_fix import DEFAULT_STEPS, require_try_alone
 from headrace.try_fix import try_fix as try_fix_
+from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
 from pipeline.job import JobConfig, initial_workers
@@ -165,8 +166,8 @@ def _train(
             update = _line_printer(console, time.monotonic)
             summary = train_job(job, streams, folder, update, begun.resumed, stop, tell)
         signals.is_done()
-        if streams.num_bad_samples:
-            text = f"{streams.num_bad_samples} bad samples were replaced by others; journal.jsonl names them"
+        if bad := streams.bad_samples.num:
+            text = f"bad samples: {replaced_text(bad, streams.bad_samples.num_met)}; journal.jsonl names them"
             console.print(text, soft_wrap=True, highlight=False)
     return summary
 

@@ -67,7 +67,6 @@ def test_every_bad_file_is_substituted_and_named_with_its_cause(tmp_path, photos
     job = photo_job(photos, decode={"max_pixels": 5000}, max_bad_fraction=1.0)
     ended = run_headrace("train", job, "--workers", "2", "--run-dir", run_dir, folder=tmp_path)
     assert ended.code == 0, ended.err
-    assert "bad samples were replaced by others; journal.jsonl names them" in ended.out
     causes = bad_samples(run_dir)
     expected = {
         "truncated.jpg": "cut short",
@@ -81,6 +80,8 @@ def test_every_bad_file_is_substituted_and_named_with_its_cause(tmp_path, photos
         "animated.png": "only still images are read",
     }
     assert sorted(causes) == sorted(f"cats/{name}" for name in expected)
+    assert f"bad samples: {len(expected)} replaced by others" in ended.out
+    assert "; journal.jsonl names them" in ended.out
     for name, part in expected.items():
         assert part in causes[f"cats/{name}"], causes
     num_samples = sum(line["num_samples"] for line in lines_of(run_dir / "metrics.jsonl"))
@@ -172,6 +173,19 @@ def test_more_bad_files_than_allowed_end_the_run_with_a_list_of_the_first(tmp_pa
     assert "more than the 10 allowed" in ended.err
     assert ended.err.count("    cats/bad-") == 10
     assert "raise max_bad_fraction" in ended.err
+
+
+def test_two_files_that_are_bad_in_each_of_ten_epochs_are_two_bad_samples(tmp_path, photos):
+    """Twenty meetings once ended such a run, as twenty bad samples."""
+    put(photos, {"000.jpg": b"no image", "002.jpg": b"none either"})
+    run_dir = tmp_path / "run"
+    section = {"source": "photos", "chain": [{"Resize": {"height": 16, "width": 16}}, "Normalize", "ToTensorV2"]}
+    job = photo_job(photos, train={**section, "batch_size": 8, "epochs": 10})
+    ended = run_headrace("train", job, "--workers", "1", "--run-dir", run_dir, folder=tmp_path)
+    assert ended.code == 0, ended.err
+    assert re.search(r"bad samples: 2 replaced by others \(2[0-9] times\); journal", ended.out)
+    shown = run_headrace("status", "--run-dir", run_dir, folder=tmp_path).out
+    assert re.search(r"bad samples +2 replaced by others \(2[0-9] times\)", shown)
 
 
 def test_a_chain_whose_output_shape_varies_is_refused_with_both_samples_and_shapes(tmp_path, photos):

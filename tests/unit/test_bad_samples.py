@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from headrace.bad_samples import BadSamples, StreamName
+from pipeline.bad_count import BadCount, read_bad_counts
 from pipeline.config import load_job
 from pipeline.config_job import Job
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
 from pipeline.plan import first_entries, open_job_source, plan_stream
 from pipeline.quarantine import Quarantined
+from pipeline.run_folder import RunFolder
 from pipeline.slice_header import QUARANTINED, BadSample
 from pipeline.stream_start import StreamStart
 from trainer.policy import BadSamplePolicy
@@ -48,17 +51,35 @@ def bad(position: int, cause: str = "torn") -> BadSample:
 
 
 def test_the_train_stream_of_a_resumed_run_goes_on_counting(job: Job) -> None:
-    """Evaluations and looks are passes of their own."""
-    bad_samples = BadSamples(job, None, StreamStart(head_step=6, num_delivered=48, num_bad=3))
-    assert bad_samples.num_bad_before(48) == 0, "not opened yet"
+    """Evaluations and looks are passes of their own; all that is met is told, by the look nothing."""
+    count = BadCount()
+    for index in (1, 2, 3, 1):
+        count.meet(index, "arrays")
+    bad_samples = BadSamples(job, None, StreamStart(head_step=6, num_delivered=48, bad=count, told=count))
     train = policy(bad_samples, job)
     assert (train.num_delivered, train.num_bad) == (48, 3)
     train.delivered(8, [bad(50)])
-    assert (bad_samples.num_bad_before(48), bad_samples.num_bad_before(56)) == (3, 4)
     for name in ("eval", "look"):
         other = policy(bad_samples, job, name)
         assert (other.num_delivered, other.num_bad) == (0, 0)
-    assert bad_samples.num_bad_before(56) == 4
+        other.delivered(8, [bad(3)])
+    assert (train.num_bad, count.num) == (4, 3)
+    assert (bad_samples.count.num, bad_samples.count.num_met) == (4, 6)
+
+
+def test_a_resumed_run_counts_what_its_records_have_before_the_checkpoint(tmp_path: Path, job: Job) -> None:
+    """Neither forgotten nor counted twice: what arrived ahead of it arrives again. Both streams have one source."""
+    with RunFolder.create(tmp_path / "run", "") as folder:
+        bad_samples = BadSamples(job, folder, StreamStart())
+        train, evaluation = policy(bad_samples, job), policy(bad_samples, job, "eval", 5)
+        substitute = BadSample(position=2, index=30, name="30.jpg", cause="torn", substitute=9)
+        train.delivered(8, [bad(2), substitute, bad(4)])
+        train.lost([Lost(position=5, attempt=0, cause="I/O error"), Lost(position=6, attempt=1, cause="I/O error")])
+        train.delivered(8, [msgspec.structs.replace(bad(42), index=2), bad(39), bad(41)])
+        evaluation.delivered(8, [bad(4), bad(7)])
+        before, told = read_bad_counts(folder.path, 40)
+    assert (train.num_bad, before.num, before.num_met) == (5, 4, 4)
+    assert (told.num, told.num_met) == (bad_samples.count.num, bad_samples.count.num_met) == (8, 10)
 
 
 def test_a_sample_of_the_evaluation_counts_in_the_pass_that_lost_it(job: Job) -> None:

@@ -93,7 +93,7 @@ class Talk:
         lock = threading.Condition()
         self.reassembly = Reassembly(timeline, stream="run/train", incarnation=7, window=0, head_step=self.head_step)
         self.swapping = Swapping(self.course, self.ended)
-        self.policy = BadSamplePolicy("substitute", 0.5, identify=lambda position, attempt: (position, "x.jpg"))
+        self.policy = BadSamplePolicy("substitute", 0.5, 40, identify=lambda position, attempt: (position, "x.jpg"))
         self.state = ReceiverState()
         self.conversation = Conversation(
             stream="run/train",

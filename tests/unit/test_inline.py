@@ -96,7 +96,7 @@ class World:
             course=Course(timeline, recipes, window=lambda batch_size, spec: 1),
             head_step=self.head_step,
             maker=self.maker,
-            policy=BadSamplePolicy("fail", 0.0, identify=lambda position, attempt: (position, "x")),
+            policy=BadSamplePolicy("fail", 0.0, 40, identify=lambda position, attempt: (position, "x")),
             pool=BufferPool(max_free=2),
             on_outcome=lambda wish, outcome: self.outcomes.append(outcome),
         )

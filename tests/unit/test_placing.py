@@ -88,7 +88,7 @@ class World:
                 batch_specs={digest: spec(side) for digest, side in SIDES.items()},
             ),
             reassembly=reassembly,
-            policy=BadSamplePolicy("fail", 0.0, identify=lambda position, attempt: (position, "x")),
+            policy=BadSamplePolicy("fail", 0.0, 40, identify=lambda position, attempt: (position, "x")),
             pool=BufferPool(max_free=2),
             state=self.state,
             notes=Notes(lambda action, **fields: self.told.append(fields["note"])),

@@ -3,20 +3,23 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from pipeline.bad_count import BadCount
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
 from pipeline.slice_header import QUARANTINED, BadSample
 from trainer.policy import MIN_BAD_BEFORE_FATAL, BadSamplePolicy
 
 
-def policy(on_bad_sample="substitute", max_bad_fraction=0.0, **earlier):
+def policy(on_bad_sample="substitute", max_bad_fraction=0.0, num_samples=1_000_000, **earlier):
     """A policy over samples named after position and attempt, and the lists it writes to, in the order of writing."""
     written = []
     made = BadSamplePolicy(
         on_bad_sample,
         max_bad_fraction,
-        identify=lambda position, attempt: (100 * position + attempt, f"{position}-{attempt}.jpg"),
+        num_samples,
+        identify=lambda position, attempt: (position + 1000 * attempt, f"{position}-{attempt}.jpg"),
         quarantine=lambda entry: written.append(("quarantine", entry)),
         journal=lambda entry: written.append(("journal", entry)),
         **earlier,
@@ -26,6 +29,14 @@ def policy(on_bad_sample="substitute", max_bad_fraction=0.0, **earlier):
 
 def bad(position, cause="torn"):
     return BadSample(position=position, index=position, name=f"{position}.jpg", cause=cause, substitute=99)
+
+
+def count(indices):
+    """Bad samples that were met once each."""
+    made = BadCount()
+    for index in indices:
+        made.meet(index)
+    return made
 
 
 def passes(made, positions, torn=(), lost=(), *, is_ahead=False):
@@ -51,7 +62,7 @@ def test_a_lost_position_is_written_down_by_its_samples_name_before_it_counts():
     made.lost([Lost(position=7, attempt=0, cause="SIGSEGV")])
     (first, entry), (second, event) = written
     assert (first, second) == ("quarantine", "journal")
-    assert (entry["position"], entry["index"], entry["name"], entry["lost_attempt"]) == (7, 700, "7-0.jpg", 0)
+    assert (entry["position"], entry["index"], entry["name"], entry["lost_attempt"]) == (7, 7, "7-0.jpg", 0)
     assert (event["name"], event["cause"]) == ("7-0.jpg", "SIGSEGV")
     assert made.quarantined == {7: 1}
 
@@ -96,6 +107,32 @@ def test_one_bad_sample_too_many_is_fatal(max_bad_fraction, num_delivered, limit
     assert str(failure.value).count(".jpg: torn") == MIN_BAD_BEFORE_FATAL
 
 
+def test_a_sample_that_is_bad_in_each_epoch_counts_once_however_long_the_run():
+    """Two torn files of 216 once ended a run in its fourth epoch, as 38 bad samples."""
+    made, written = policy(num_samples=216)
+    for epoch in range(100):
+        made.delivered(216, [replace(bad(216 * epoch + place), index=index) for place, index in ((3, 0), (70, 1))])
+    assert (made.num_bad, len(written)) == (2, 200)
+
+
+def test_storage_that_dies_in_a_later_epoch_ends_the_run_and_both_numbers_are_told():
+    """A sample that can't be read counts by its index too, and eleven of them are more than any small source bears."""
+    made, _ = policy(num_samples=216)
+    for epoch in range(9):
+        made.delivered(216, [replace(bad(216 * epoch), index=500)])
+    losses = [Lost(position=2000 + number, attempt=0, cause="I/O error") for number in range(10)]
+    with pytest.raises(RunFailed, match="11 bad samples, met 19 times, among 1944 delivered, more than the 10 allowed"):
+        made.lost(losses)
+
+
+def test_the_share_is_of_the_source_once_more_than_that_was_delivered():
+    """A hundred epochs don't make a broken data set a sound one."""
+    made, _ = policy(max_bad_fraction=0.25, num_samples=80)
+    made.delivered(8_000, [bad(position) for position in range(20)])
+    with pytest.raises(RunFailed, match="21 bad samples among 8000 delivered, more than the 20 allowed"):
+        made.delivered(0, [bad(20)])
+
+
 def test_a_position_whose_substitute_is_bad_too_counts_once_and_both_are_named():
     """The limit is a share of the samples delivered, and one sample is missing, not two."""
     made, written = policy()
@@ -103,11 +140,12 @@ def test_a_position_whose_substitute_is_bad_too_counts_once_and_both_are_named()
     made.delivered(16, [bad(3), substitute, bad(4)])
     assert made.num_bad == 2
     assert [entry["name"] for _, entry in written] == ["3.jpg", "8.jpg", "4.jpg"]
+    assert [entry["was_substitute"] for _, entry in written] == [False, True, False]
 
 
 def test_what_an_earlier_attempt_decided_holds_and_is_not_decided_again():
     """The samples of a resumed run are those of the run, whatever can be read by now."""
-    made = BadSamplePolicy("fail", 0.0, identify=lambda position, attempt: (0, "x"), quarantined={7: 1, 2: 1})
+    made = BadSamplePolicy("fail", 0.0, 99, identify=lambda position, attempt: (0, "x"), quarantined={7: 1, 2: 1})
     assert made.quarantined_in(0, 8) == {7: 1, 2: 1}
     made.lost([Lost(position=7, attempt=0, cause="SIGSEGV")])
     assert made.quarantined_from(5) == {7: 1}
@@ -119,7 +157,7 @@ def test_a_resumed_run_has_the_allowance_of_the_run_and_not_of_one_that_just_beg
     torn = range(50_000, 50_030)
     undisturbed, _ = policy(max_bad_fraction=0.01)
     assert passes(undisturbed, range(60_000), torn) is None
-    resumed, _ = policy(max_bad_fraction=0.01, num_delivered=49_600, num_bad=0)
+    resumed, _ = policy(max_bad_fraction=0.01, num_delivered=49_600)
     assert passes(resumed, range(49_600, 60_000), torn) is None
     assert (resumed.num_delivered, resumed.num_bad) == (undisturbed.num_delivered, undisturbed.num_bad) == (60_000, 30)
 
@@ -144,9 +182,9 @@ def test_wherever_a_run_is_cut_it_ends_at_the_same_sample_or_lives(torn, lost, c
         passes(first, range(start, min(640, start + 16 * num_ahead)), torn, lost - torn, is_ahead=True)
     else:
         start = verdict
-    num_bad = first.num_bad_before(start)
+    named = [entry for kind, entry in written if kind == "journal" and entry["position"] < start]
     quarantined = {entry["position"]: 1 for kind, entry in written if kind == "quarantine"}
-    kept = {"num_delivered": start, "num_bad": num_bad, "quarantined": quarantined}
+    kept = {"num_delivered": start, "bad": count(entry["index"] for entry in named), "quarantined": quarantined}
     resumed, _ = policy(max_bad_fraction=0.04, **kept)
     again = passes(resumed, range(start, 640), torn, lost - torn)
     if verdict is None or all(position < start for position in quarantined):
@@ -157,21 +195,9 @@ def test_wherever_a_run_is_cut_it_ends_at_the_same_sample_or_lives(torn, lost, c
         assert resumed.num_bad == undisturbed.num_bad
 
 
-def test_what_arrives_ahead_of_a_checkpoint_is_not_in_its_count():
-    """It arrives again after a resume. The loop may hold a batch that the receiver has passed."""
-    made, _ = policy()
-    made.delivered(8, [bad(position) for position in (1, 5, 6)])
-    assert made.num_bad_before(4) == 1
-    for start in (4, 8):  # batches of 4; the loop has taken the second, and saves what was before it
-        made.quarantined_from(start)
-        assert made.num_bad_before(4) == 1
-    made.quarantined_from(8)
-    assert (made.num_bad_before(4), made.num_bad_before(8), made.num_bad) == (1, 3, 3)
-
-
 def test_a_sample_quarantined_by_an_earlier_attempt_counts_where_it_is_delivered():
     """It was lost ahead of the checkpoint, whose count leaves it out; that it may be borne was decided then."""
-    made, written = policy(num_bad=10, quarantined={7: 1, 8: 1})
+    made, written = policy(bad=count(range(100, 110)), quarantined={7: 1, 8: 1})
     made.delivered(16, [bad(7, QUARANTINED)])
     assert (made.num_bad, written) == (11, [])
     with pytest.raises(RunFailed, match=r"12 bad samples among 16 .*\n  the first of this attempt"):

@@ -377,14 +377,18 @@ def test_a_run_whose_every_checkpoint_is_damaged_is_refused_with_each_reason(tmp
         choose_checkpoint(path)
 
 
-def test_a_checkpoint_has_the_counts_that_the_allowance_of_bad_samples_goes_on_from(tmp_path):
+def test_a_resumed_run_has_the_counts_that_the_allowance_of_bad_samples_goes_on_from(tmp_path):
     """A run that has borne bad samples bears as many when it is resumed."""
     job, path = noisy_job(tmp_path), tmp_path / "run"
     with pytest.raises(Killed):
         attempt(job, path, until=11)
     resumed = choose_checkpoint(path)
+    at = resumed.state["position"]
+    with RunFolder.resume(path) as folder:
+        for position in (0, 1, at - 1, at):
+            folder.append_event("bad_sample", stream="train", index=position // 2, position=position)
     lines = [line for step, line in read_metrics(path).items() if step < resumed.step]
     num_samples = sum(line["num_samples"] for line in lines)
     start = stream_start(path, job, resumed, ())
-    assert (start.num_delivered, start.num_bad) == (num_samples, resumed.state["position"] // 7)
-    assert num_samples > 0 < start.num_bad
+    assert (start.num_delivered, start.bad.num, start.bad.num_met) == (num_samples, 2, 3)
+    assert (start.told.num, start.told.num_met) == (3, 4)

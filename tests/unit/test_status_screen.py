@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from headrace.run_summary import read_run, read_verdicts, summary_lines
 from headrace.status_screen import duration, screen, timeline_rows
 from headrace.stream_report import describe_stream
+from pipeline.bad_count import BadCount
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError
 from pipeline.json_lines import JsonLines
@@ -64,6 +65,7 @@ def make_report(**changes: Any) -> StreamReport:
         chain="/chains/50.yaml",
         timeline=make_entries(0, 50, 200),
         num_bad_samples=2,
+        num_bad_met=38,
         notes=("a swap was refused",),
     )
     return msgspec.structs.replace(report, **changes)
@@ -127,7 +129,7 @@ def test_one_job_is_shown_in_detail() -> None:
         "812 samples/s   waited for data 12 %",
         "the workers: more of them would help",
         "8 batches; slices: 5 with workers, 3 waiting, 1 hedged so far",
-        "2 replaced by others",
+        "2 replaced by others (38 times)",
         "a swap was refused",
         "4 (auto, 1 to 8)",
         "worker w3 died: SIGKILL",
@@ -154,7 +156,7 @@ def test_a_report_has_of_a_long_timeline_what_is_shown_and_how_much_is_not() -> 
     timeline = Timeline(make_entries(*range(1000)), num_samples=100_000, last_batch="drop", end_position=100_000)
     job = SimpleNamespace(config=SimpleNamespace(name="pets"), path="pets.yaml")
     report = describe_stream(
-        typing.cast(Job, job), "", timeline, 500, rates=Rates(), service=None, num_bad_samples=0, notes=()
+        typing.cast(Job, job), "", timeline, 500, rates=Rates(), service=None, bad=BadCount(), notes=()
     )
     beat = StreamBeat(stream="s", incarnation=1, number=1, head_step=500, arrived=b"", window=8, report=report)
     assert len(encode_message(beat)) < 2000
@@ -226,9 +228,13 @@ def _run_folder(tmp_path: Path) -> Path:
     (tmp_path / "job.yaml").write_text("name: small\n")
     (tmp_path / "checkpoints" / "step-00000020").mkdir(parents=True)
     change = TimelineChange(from_step=0, entries=make_entries(0, 10), why="start")
+    met = [
+        {"time_s": 0.0, "action": "bad_sample", "stream": stream, "source": source, "index": 3}
+        for stream, source in (("train", "photos"), ("train", "photos"), ("eval", "photos"), ("eval", "held_out"))
+    ]
     records: dict[str, list[Any]] = {
         "metrics": [{"step": step, "epoch": step // 8, "position": step * 32} for step in range(25)],
-        "journal": [{"time_s": 0.0, "action": "bad_sample"}, {"time_s": 1.0, "action": "training_ended", "step": 25}],
+        "journal": [*met, {"time_s": 1.0, "action": "training_ended", "step": 25}],
         "timeline": [change],
     }
     for name, lines in records.items():
@@ -242,8 +248,15 @@ def _run_folder(tmp_path: Path) -> Path:
 def test_a_run_that_is_not_going_on_is_read_from_its_files(run_folder: Path) -> None:
     run = read_run(run_folder)
     text = "\n".join(line.plain for line in summary_lines(run))
-    assert (run.num_steps_done, run.attempts, run.num_bad_samples) == (25, 2, 1)
-    for part in ("not going on", "step 25   epoch 3", "training_ended (step 25)", "checkpoints/step-00000020", "now"):
+    assert (run.num_steps_done, run.attempts, run.num_bad_samples, run.num_bad_met) == (25, 2, 2, 4)
+    for part in (
+        "not going on",
+        "step 25   epoch 3",
+        "training_ended (step 25)",
+        "2 replaced by others (4 times)",
+        "checkpoints/step-00000020",
+        "now",
+    ):
         assert part in text
     assert "to go on" not in text
     assert msgspec.json.decode(msgspec.json.encode(run))["is_running"] is False

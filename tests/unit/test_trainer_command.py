@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from headrace.commands import train as command
+from pipeline.bad_count import BadCount
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, RunFailed, Stopped
 from pipeline.json_lines import read_lines
@@ -60,7 +61,7 @@ class TwoSteps:
     classes = ("a", "b")
     waited_s = 0.25
     fingerprints = {"digits": "ff" * 32}  # noqa: RUF012
-    num_bad_samples = 0
+    bad_samples = BadCount()
     worker_fingerprint = "some libraries"
 
     def __init__(self, finish):
@@ -69,9 +70,6 @@ class TwoSteps:
 
     def __iter__(self):
         yield from random_batches(self.num_steps)
-
-    def num_bad_before(self, position):
-        return 0
 
     def evaluate(self, step):
         yield next(iter(self))
