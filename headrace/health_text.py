@@ -19,6 +19,7 @@ import msgspec
 
 from headrace.status_screen import duration
 from pipeline.errors import ConfigError, Problem
+from pipeline.run_end import read_run_end
 from pipeline.run_folder import live_run
 from trainer.health.detectors import DETECTORS
 from trainer.health.records import Severity, Verdict
@@ -78,9 +79,10 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     shown = [one for one in open_ones if everything or one.severity > Severity.INFO]
     shown.sort(key=lambda one: (-one.severity, one.number))
     behind = [one for one in health.verdicts if one.resolved_at is not None]
-    state = "going on" if _is_going_on(run) else "not going on"
-    ago = duration(time.time() - health.time_s)
-    lines = [f"{run}: step {health.step}, {state}; as of {ago} ago", ""]
+    is_live = _is_going_on(run)
+    state, ago = "going on" if is_live else "not going on", duration(time.time() - health.time_s)
+    lines = [f"{run}: step {health.step}, {state}; as of {ago} ago"]
+    lines += [""] if is_live else [*textwrap.wrap(f"it {read_run_end(run)}", _WIDTH, break_long_words=False), ""]
     for verdict in shown:
         lines += [*_verdict_lines(run, verdict), ""]
     if not shown:
@@ -163,5 +165,8 @@ def _nothing(run: Path, path: Path, error: OSError) -> ConfigError:
     if (run / "job.yaml").is_file():
         got = "a run of which nothing was watched yet"
         way_out = "wait for its first step; or set health.enabled in its job, if that is false"
+        if not _is_going_on(run):
+            got = f"a run of which nothing was watched: it {read_run_end(run)}"
+            way_out = "`headrace status --run-dir` has the command that goes on with it"
     expected = "the health.json of a run"
     return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))

@@ -21,6 +21,7 @@ from headrace.status_screen import brief, duration, rows, shortened, timeline_ro
 from pipeline.bad_count import BadCount, replaced_text
 from pipeline.errors import ConfigError, Problem
 from pipeline.json_lines import iter_lines
+from pipeline.run_end import MAX_REASON, LastEnd, RunEnd
 from pipeline.run_history import read_timeline
 from pipeline.timeline import TimelineEntry
 
@@ -38,7 +39,9 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     """How often the run was begun or resumed."""
     checkpoints: tuple[str, ...]
     last_event: dict[str, Any]
-    """The last line of journal.jsonl: a run that ended by itself says how; a killed one is cut off anywhere."""
+    """The last line of journal.jsonl."""
+    ended: RunEnd | None
+    """None for a run that is going on."""
     num_bad_samples: int
     """Different ones, in all attempts."""
     num_bad_met: int
@@ -74,11 +77,12 @@ def read_run(folder: Path) -> RunSummary:
         attempts=max(last_step.get("attempt", 0), last_event.get("attempt", 0)),
         checkpoints=tuple(sorted(path.name for path in folder.glob("checkpoints/step-*"))),
         last_event=last_event,
+        ended=events.last.end,
         num_bad_samples=events.bad.num,
         num_bad_met=events.bad.num_met,
         timeline=read_timeline(folder),
         verdicts=read_verdicts(folder),
-        to_go_on="" if last_event.get("action") == "training_ended" else _command(folder),
+        to_go_on="" if events.last.end.how == "finished" else _command(folder),
     )
 
 
@@ -98,20 +102,22 @@ def read_verdicts(folder: Path) -> tuple[str, ...]:
 def summary_lines(run: RunSummary) -> list[Text]:
     """The screen of a run that is not going on."""
     event = run.last_event
-    ended = "nothing was written down"
+    last = "nothing was written down"
     if event:
-        details = {name: value for name, value in event.items() if name not in ("action", "time_s", "attempt", "crc")}
+        hidden = ("action", "time_s", "attempt", "crc", "reason")  # why it failed stands above
+        details = {name: value for name, value in event.items() if name not in hidden}
         told = ", ".join(f"{name} {value}" for name, value in details.items() if isinstance(value, str | int | float))
         ago = duration(time.time() - float(event.get("time_s", 0.0)))
-        ended = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
+        last = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
     checkpoint = f"checkpoints/{run.checkpoints[-1]}" if run.checkpoints else "none"
     bad = replaced_text(run.num_bad_samples, run.num_bad_met)
     lines = rows(
         [
             ("run", f"{shortened(run.run_folder, 49)}   {'going on' if run.is_running else 'not going on'}"),
+            *([("ended", brief(str(run.ended), 2 * MAX_REASON))] if run.ended and event else []),
             ("progress", f"step {run.num_steps_done}   epoch {run.epoch}   position {run.position}"),
             ("attempts", str(run.attempts)),
-            ("last event", brief(ended)),
+            ("last event", brief(last)),
             ("checkpoint", checkpoint),
             *timeline_rows(run.timeline, max(0, run.num_steps_done - 1)),
             *([("bad samples", bad)] if run.num_bad_samples else []),
@@ -131,9 +137,11 @@ class _Events:
 
     def __init__(self) -> None:
         self.bad = BadCount()
+        self.last = LastEnd()
 
     def see(self, event: dict[str, Any]) -> dict[str, Any]:
         self.bad.meet_event(event)
+        self.last.see(event)
         return event
 
 

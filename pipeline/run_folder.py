@@ -52,6 +52,8 @@ class RunFolder:
         """1 for a new run, one more for each time that it was resumed."""
         self.tidied: tuple[str, ...] = ()
         """For the user: what a crash had left half done, and what became of it."""
+        self.num_steps_done = 0
+        """Up to the last line of metrics that was appended; 0 before the first."""
         self._lock = lock
         self._timeline_lock = threading.Lock()
         self._open_lines()
@@ -203,6 +205,7 @@ class RunFolder:
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """One line for one training step; on disk at the next checkpoint."""
         self._metrics.append(metrics)
+        self.num_steps_done = metrics["step"] + 1
 
     def append_layers(self, layers: Mapping[str, Any]) -> None:
         """One line for a step in which every layer was measured; on disk at the next checkpoint."""

@@ -37,13 +37,14 @@ _LISTED = (
     "went_back",
     "stopped",
     "training_ended",
+    "failed",
     "checkpoint_damaged",
     "checkpoint_incomplete",
     "environment_differs",
     "service_trouble",
     "stall",
 )
-_LIFE = ("training_started", "training_ended", "stopped")
+_LIFE = ("training_started", "resumed", "training_ended", "stopped", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +75,7 @@ class Events:
     bad: BadCount = field(default_factory=BadCount)
     listed: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=MAX_EVENTS))
     life: dict[str, Any] = field(default_factory=dict)
-    """The newest line that says how the run goes: started, stopped or ended."""
+    """The newest line that says how the run goes: started, stopped, failed or ended."""
     started: dict[str, Any] = field(default_factory=dict)
     """The newest start: its config, device and settings are those in force."""
     first_s: float | None = None

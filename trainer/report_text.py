@@ -91,6 +91,9 @@ def standing(history: History) -> Standing:
     if action == "stopped":
         why = f" by {life['why']}" if life.get("why") else ""
         return Standing(text=f"stopped{why}: {at}", tone="INFO", to_go_on=_resume_command(history))
+    if action == "failed":
+        text = f"failed: {at}; {life.get('reason', '')}"
+        return Standing(text=text, tone="CRITICAL", to_go_on=_resume_command(history))
     if history.is_live:
         return Standing(text=f"going on: {at} when this page was made", tone="INFO")
     if not life:

@@ -47,7 +47,7 @@ def status(
     except PeerUnreachable:
         if run_dir is None:
             raise
-        run = msgspec.structs.replace(read_run(run_dir), is_running=True)
+        run = msgspec.structs.replace(read_run(run_dir), is_running=True, ended=None)
         _print_json(run) if json else _print_lines([*summary_lines(run), *waiting_lines(run_dir, maybe_target)])
         return
     verdicts = read_verdicts(run_dir or _folder_of(seen, maybe_target.stream))

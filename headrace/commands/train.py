@@ -29,6 +29,7 @@ from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
 from pipeline.job import JobConfig, initial_workers
+from pipeline.run_end import note_failure, note_stop
 from pipeline.run_history import kept_chain
 from trainer.stopping import StopNow, StopRequest
 
@@ -126,9 +127,10 @@ def _train_in_folder(
             if job.config.health.report and not summary.stopped_by:
                 _write_report(folder.path, job.path.absolute().parent, console)
             return summary
-        except ConfigError:
+        except ConfigError as error:
             # Refused before its first step: the corrected command can use the same folder.
             folder.discard_if_unused()
+            note_failure(folder, error, _num_steps_done(begun))
             raise
         except KeyboardInterrupt as error:
             if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
@@ -136,10 +138,18 @@ def _train_in_folder(
             if not folder.path.exists():
                 print("headrace: stopped before its first step", file=sys.stderr)
                 raise
+            note_stop(folder, stop.why, _num_steps_done(begun))
             if isinstance(error, StopNow) or not stop.has_begun:
                 raise Stopped(f"stopped by {stop.why} before its next step\n  to go on: {go_on}") from None
             print(f"headrace: stopped; its record until now: {folder.path}\n  to go on: {go_on}", file=sys.stderr)
             raise
+        except BaseException as error:
+            note_failure(folder, error, _num_steps_done(begun))
+            raise
+
+
+def _num_steps_done(begun: Beginning) -> int:
+    return begun.folder.num_steps_done or begun.start.head_step
 
 
 def _train(

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from headrace.health_text import Health, health_lines
+from headrace.health_text import Health, health_lines, read_health
 from pipeline.checkpoint_folder import checkpoint_name
+from pipeline.errors import ConfigError, RunFailed
+from pipeline.run_end import note_failure
+from pipeline.run_folder import RunFolder
 from tests.unit.test_exporters import a_verdict
 from trainer.health.records import Severity, Verdict
 
@@ -53,6 +56,22 @@ def test_the_command_that_shows_a_trace_is_on_one_line(tmp_path: Path) -> None:
 
     command = f"headrace replay {shlex.quote(str(run))} --step 3 --out step-3.png"
     assert f"    to see its samples: {command}" in lines
+
+
+def test_how_the_run_ended_is_said_unless_it_goes_on(tmp_path: Path) -> None:
+    """Healthy gradients are no comfort where the run has failed of something else."""
+
+    def printed() -> list[str]:
+        return health_lines(tmp_path, a_health(), everything=False)[1:3]
+
+    with RunFolder.create(tmp_path, "name: small") as folder:
+        assert printed() == ["", "no verdict is open: nothing found that needs you"]
+        note_failure(folder, RunFailed("12 bad samples\n  to go on: mend them"), 40)
+    assert printed() == ["it failed at step 40: 12 bad samples", ""]
+    with pytest.raises(ConfigError, match="nothing was watched: it failed at step 40: 12 bad samples"):
+        read_health(tmp_path)
+    (tmp_path / "journal.jsonl").unlink()
+    assert printed() == ["it ended without a word (killed?)", ""]
 
 
 def test_what_is_not_kept_is_said_with_its_place(tmp_path: Path) -> None:

@@ -293,10 +293,13 @@ def test_a_run_says_how_it_stands(run: Run) -> None:
     lock.release()
     run.event("stopped", step=3, why="SIGTERM")
     stopped = standing(read_history(run.path))
+    run.event("failed", step=3, reason="the disk is full")
+    failed = standing(read_history(run.path))
 
     assert ("cut off: 3 steps done, no word of its end", to_go_on) == (cut_off.text, cut_off.to_go_on)
     assert ("going on: 3 steps done when this page was made", "") == (going_on.text, going_on.to_go_on)
     assert ("stopped by SIGTERM: 3 steps done", to_go_on) == (stopped.text, stopped.to_go_on)
+    assert ("failed: 3 steps done; the disk is full", to_go_on) == (failed.text, failed.to_go_on)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -270,6 +270,34 @@ def test_a_run_that_did_not_come_to_its_end_is_told_with_the_command_that_goes_o
     assert summary_lines(run)[-1].plain == f"to go on: {command}", "on one line, to be copied"
 
 
+@pytest.mark.parametrize(
+    ("lines", "told", "is_over"),
+    [
+        ([("training_ended", {"step": 25})], "finished at step 25", True),
+        ([("training_ended", {"step": 25}), ("verdict", {})], "finished at step 25", True),
+        ([("stopped", {"step": 7, "why": "SIGTERM"})], "stopped by SIGTERM at step 7", False),
+        ([("failed", {"step": 7, "reason": "the disk is full"})], "failed at step 7: the disk is full", False),
+        ([("checkpointed", {"step": 20})], "ended without a word (killed?)", False),
+    ],
+)
+def test_a_run_that_is_not_going_on_says_how_it_ended(
+    run_folder: Path, lines: list[tuple[str, dict[str, Any]]], told: str, is_over: bool
+) -> None:
+    """What an earlier attempt said of its end is no word on the last one."""
+    (run_folder / "journal.jsonl").unlink()
+    earlier = JsonLines(run_folder / "journal.jsonl", attempt=1, is_synced=False)
+    earlier.append({"time_s": 0.0, "action": "failed", "step": 3, "reason": "long ago"})
+    earlier.close()
+    journal = JsonLines(run_folder / "journal.jsonl", attempt=2, is_synced=False)
+    for action, fields in [("resumed", {}), *lines]:
+        journal.append({"time_s": 1.0, "action": action, **fields})
+    journal.close()
+    run = read_run(run_folder)
+    shown = [line.plain for line in summary_lines(run)]
+    assert f"ended         {told}" in shown
+    assert (str(run.ended), run.to_go_on == "") == (told, is_over)
+
+
 def test_a_run_that_was_killed_at_once_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("")
     text = "\n".join(line.plain for line in summary_lines(read_run(tmp_path)))

@@ -15,10 +15,12 @@ from rich.console import Console
 from headrace.commands import train as command
 from pipeline.bad_count import BadCount
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, RunFailed, Stopped
+from pipeline.errors import ConfigError, PeerUnreachable, RunFailed, Stopped
 from pipeline.json_lines import read_lines
 from pipeline.plan import open_job_source
 from pipeline.recipe import BatchSpec, FieldSpec, Finish
+from pipeline.run_end import read_run_end
+from pipeline.run_folder import RunFolder
 from pipeline.user_code import PRIVATE_PREFIX
 from trainer.batch import Batch
 from trainer.checkpoint import load_model
@@ -271,6 +273,58 @@ def test_an_edited_model_factory_is_told_with_both_sides_and_trained_on_only_if_
     capsys.readouterr()
     command.train(tmp_path / "job.yaml", resume=True, accept_changes=True)
     assert "accepted (--accept-changes)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "exit_code"),
+    [
+        (RunFailed("11 bad samples\n  to go on: mend them"), "11 bad samples", 1),
+        (PeerUnreachable("no dispatcher"), "no dispatcher", 3),
+        (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero", 1),
+    ],
+)
+def test_a_run_that_fails_says_so_in_its_journal(opened, tmp_path, monkeypatch, error, reason, exit_code):
+    """Who looks a day later has the folder, not the terminal."""
+    real = TwoSteps.__iter__
+
+    def fails_after_one(self):
+        yield next(real(self))
+        raise error
+
+    monkeypatch.setattr(TwoSteps, "__iter__", fails_after_one)
+    with pytest.raises(type(error)):
+        command.train(tmp_path / "job.yaml")
+    last = read_lines(tmp_path / "runs/tiny/journal.jsonl")[-1]
+    assert (last["action"], last["step"], last["reason"], last["exit_code"]) == ("failed", 1, reason, exit_code)
+
+
+def test_a_failure_that_the_disk_has_no_room_for_is_told_on_the_terminal_all_the_same(opened, tmp_path, monkeypatch):
+    """The run's own error, not that of its journal."""
+
+    def fails(self):
+        monkeypatch.setattr(RunFolder, "append_event", full)
+        raise RunFailed("the workers are gone")
+        yield
+
+    def full(self, action, **fields):
+        raise RunFailed("the disk is full")
+
+    monkeypatch.setattr(TwoSteps, "__iter__", fails)
+    with pytest.raises(RunFailed, match="the workers are gone"):
+        command.train(tmp_path / "job.yaml")
+
+
+def test_a_run_that_a_second_ctrl_c_ended_says_what_stopped_it(opened, tmp_path, monkeypatch):
+    real = TwoSteps.__iter__
+
+    def interrupted(self):
+        yield next(real(self))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TwoSteps, "__iter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        command.train(tmp_path / "job.yaml")
+    assert str(read_run_end(tmp_path / "runs/tiny")) == "stopped at step 1"
 
 
 def give_digits(job, monkeypatch):
