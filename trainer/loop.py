@@ -46,6 +46,7 @@ from trainer.step import Stepper
 from trainer.stopping import StopNow, StopRequest
 from trainer.trainable import require_trainable
 from trainer.watch import Tell, open_watch
+from trainer.watch_text import end_text, open_verdicts
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job
@@ -307,12 +308,15 @@ class _Training:
         return self.writer.last or (self._resumed and self._resumed.checkpoint)
 
     def _summary(self, stopped_by: str = "") -> Summary:
+        verdicts = self.watch.verdicts  # all of them: the last checkpoint has waited for what was still on its way
         return self._record.summary(
             self._streams.train.waited_s,
             self._last_checkpoint,
             stopped_by=stopped_by,
             num_checkpoints=self.writer.num_written,
             stall_s=self.writer.stall_s,
+            gradients=end_text(verdicts) if self._config.health.enabled else "",
+            num_open_verdicts=len(open_verdicts(verdicts)),
         )
 
 

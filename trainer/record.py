@@ -73,6 +73,9 @@ class Summary:
     """Written in this attempt."""
     stall_s: float = 0.0
     """Seconds the loop was kept by checkpoints."""
+    gradients: str = ""
+    """The worst open verdict and how many more, or `healthy`; "" where nothing watched them."""
+    num_open_verdicts: int = 0
 
 
 class RunRecord:
@@ -227,7 +230,15 @@ class RunRecord:
         )
 
     def summary(
-        self, waited_s: float, checkpoint: Path, *, stopped_by: str, num_checkpoints: int, stall_s: float
+        self,
+        waited_s: float,
+        checkpoint: Path,
+        *,
+        stopped_by: str,
+        num_checkpoints: int,
+        stall_s: float,
+        gradients: str,
+        num_open_verdicts: int,
     ) -> Summary:
         """Call it right after the last evaluation: its clock runs."""
         trained_s = self._trained_s()
@@ -249,6 +260,8 @@ class RunRecord:
             stopped_by=stopped_by,
             num_checkpoints=num_checkpoints,
             stall_s=stall_s,
+            gradients=gradients,
+            num_open_verdicts=num_open_verdicts,
         )
 
     def _trained_s(self) -> float:

@@ -8,7 +8,7 @@ Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -47,6 +47,20 @@ def title(verdict: Verdict) -> str:
     return f"{verdict.severity.name} {verdict.id}{f'/{verdict.kind}' if verdict.kind else ''}"
 
 
+def open_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Those that are not resolved and of some weight."""
+    return [one for one in verdicts if one.resolved_at is None and one.severity >= Severity.WARN]
+
+
+def end_text(verdicts: Iterable[Verdict]) -> str:
+    """The worst open verdict, of equals the first, and how many more there are; `healthy` if there is none."""
+    open_ones = sorted(open_verdicts(verdicts), key=lambda one: (-one.severity, one.number))
+    if not open_ones:
+        return "healthy"
+    worst, *others = open_ones
+    return str(worst).splitlines()[0] + (f", and {len(others)} more" if others else "")
+
+
 def line_text(
     num_steps_done: int,
     verdicts: Sequence[Verdict],
@@ -56,7 +70,7 @@ def line_text(
     overhead: Overhead,
 ) -> str:
     """How the gradients are, in one line."""
-    open_ones = [one for one in verdicts if one.resolved_at is None and one.severity >= Severity.WARN]
+    open_ones = open_verdicts(verdicts)
     parts = [", ".join(title(one) for one in open_ones) or "no verdict"]
     finite = [norm for norm in norms if math.isfinite(norm)]
     if finite:

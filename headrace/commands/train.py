@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from headrace.beginning import Beginning, begin_new, begin_resumed, begin_with_timeline
 from headrace.signals import OPERATOR, StopOnSignals, stopping_on_signals
@@ -293,8 +294,14 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.held_out_accuracy is not None:
         table.add_row("held-out accuracy", f"{100 * summary.held_out_accuracy:.1f} %")
         table.add_row("held-out loss", f"{summary.held_out_loss:.4f}")
+    if summary.gradients:
+        table.add_row("gradients", Text(summary.gradients))  # names of layers are no markup
     table.add_row("run folder", str(summary.run_folder))
     console.print(table)
+    if summary.num_open_verdicts:
+        console.print("What is wrong with its gradients, and what mends it:", highlight=False)
+        health = shlex.join(["headrace", "health", str(summary.run_folder)])
+        console.print(f"  {health}", soft_wrap=True, highlight=False, markup=False)
     console.print("Load the model:", highlight=False)
     load = f'from headrace import load_model; model = load_model("{summary.checkpoint}")'
     console.print(f"  {load}", soft_wrap=True, highlight=False, markup=False)

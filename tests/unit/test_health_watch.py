@@ -19,16 +19,18 @@ from pipeline.json_lines import read_lines
 from pipeline.resume import choose_checkpoint
 from pipeline.run_folder import RunFolder
 from tests.memory_streams import MemoryStreams, make_job, run
+from tests.unit.test_exporters import a_verdict
 from trainer import loop
 from trainer import watch as watch_module
 from trainer.checkpoint_writer import CheckpointWriter
 from trainer.health.monitor import GradientHealth
 from trainer.health.overhead import Pace
+from trainer.health.records import Life, Severity
 from trainer.loop import train
 from trainer.record import Progress
 from trainer.stopping import StopRequest
 from trainer.watch import open_watch
-from trainer.watch_text import line_text
+from trainer.watch_text import end_text, line_text
 
 
 @pytest.fixture(autouse=True)
@@ -196,6 +198,32 @@ def test_what_telling_took_is_in_the_summary_and_the_line() -> None:
 
     assert "5.00% for telling" in str(overhead)
     assert line_text(1, (), (), (), None, overhead).endswith("watching costs 5.0 %")
+
+
+def test_the_end_of_a_run_is_told_with_its_worst_open_verdict() -> None:
+    """Of equals the first one, which is nearest to the cause."""
+    warned, worst, later = a_verdict(1), *(a_verdict(number, severity=Severity.CRITICAL) for number in (2, 3))
+    behind, slight = a_verdict(4, life=Life.RESOLVED), a_verdict(5, severity=Severity.INFO)
+
+    assert "CRITICAL DEAD (open, step 3..5) in 0, and 2 more" == end_text((behind, later, warned, worst, slight))
+    assert "WARN DEAD (open, step 3..5) in 0" == end_text((warned, slight))
+    assert "healthy" == end_text((behind, slight))
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": {"kind": "mlp", "width": 32, "depth": 12, "activation": "sigmoid"}}, "CRITICAL VANISH_BWD ("),
+        ({}, "healthy"),
+        ({"health": {"enabled": False}}, ""),
+    ],
+)
+def test_the_summary_of_a_run_says_how_its_gradients_are(tmp_path: Path, fields: dict[str, Any], told: str) -> None:
+    """Who reads nothing but the last screen should not take a hopeless run for a good one."""
+    summary = run(a_job(tmp_path, **fields), MemoryStreams(num_epochs=2), tmp_path / "run")
+
+    assert told == summary.gradients[: len(told)]
+    assert bool(summary.num_open_verdicts) == told.startswith("CRITICAL")
 
 
 def test_the_last_healthy_checkpoint_stays_until_there_is_a_newer_one(

@@ -6,6 +6,7 @@ import sys
 import threading
 import types
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -159,9 +160,9 @@ def test_without_a_terminal_there_is_a_line_every_few_seconds_and_one_for_the_la
     assert steps == ["1/9", "4/9", "7/9", "9/9"]
 
 
-def test_a_summary_says_when_steps_were_skipped(tmp_path):
-    output = io.StringIO()
-    summary = Summary(
+def summary_of(folder, **changes):
+    """What is printed of a run of nine steps."""
+    plain = Summary(
         num_steps=9,
         num_samples=90,
         skipped_steps=2,
@@ -171,12 +172,36 @@ def test_a_summary_says_when_steps_were_skipped(tmp_path):
         final_loss=0.5,
         held_out_loss=None,
         held_out_accuracy=None,
-        run_folder=tmp_path,
-        checkpoint=tmp_path / "checkpoints" / "step-00000009",
+        run_folder=folder,
+        checkpoint=folder / "checkpoints" / "step-00000009",
     )
-    command.print_summary(summary, Console(file=output, width=100))
-    assert "skipped steps" in output.getvalue()
-    assert "held-out" not in output.getvalue()
+    output = io.StringIO()
+    command.print_summary(replace(plain, **changes), Console(file=output, width=100))
+    return output.getvalue()
+
+
+def test_a_summary_says_when_steps_were_skipped(tmp_path):
+    printed = summary_of(tmp_path)
+    assert "skipped steps" in printed
+    assert "held-out" not in printed
+
+
+def test_a_summary_says_how_the_gradients_are_and_where_to_read_on(tmp_path):
+    """A loss that stands still says nothing of why; and of a layer's name nothing is lost as markup."""
+    worst = "CRITICAL VANISH_BWD (confirmed, step 2..39) in blocks[0], and 1 more"
+    printed = summary_of(tmp_path, gradients=worst, num_open_verdicts=2).splitlines()
+    (row,) = [line for line in printed if "gradients  " in line]
+    assert worst in row
+    assert printed[printed.index("What is wrong with its gradients, and what mends it:") + 1] == (
+        f"  headrace health {tmp_path}"
+    )
+
+
+def test_a_summary_of_healthy_gradients_is_a_word_and_of_unwatched_ones_none(tmp_path):
+    healthy, unwatched = summary_of(tmp_path, gradients="healthy"), summary_of(tmp_path)
+    assert "healthy" in healthy
+    assert "headrace health" not in healthy
+    assert "gradients" not in unwatched
 
 
 @pytest.mark.parametrize(
