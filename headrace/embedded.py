@@ -8,7 +8,7 @@ With 0 workers everything happens in this process and thread.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -45,7 +45,12 @@ from trainer.notes import Notes
 from trainer.receiver import Receiver
 from trainer.stream import BatchStream
 
+Tell = Callable[[str], None]
+
 _FROM_THE_FIRST_BATCH = StreamStart()
+
+
+def _tell_nobody(text: str) -> None: ...
 
 
 class Streams:
@@ -62,13 +67,16 @@ class Streams:
         start: StreamStart = _FROM_THE_FIRST_BATCH,
         automatic: bool = False,
         on_stop: Callable[[], str] | None = None,
+        tell: Tell = _tell_nobody,
     ) -> None:
         """connect: a standing dispatcher to use instead of own services; automatic: the number of workers follows
-        the need; on_stop: called for an operator's `headrace stop`, says what becomes of it; a run folder: its job's
-        model is trained on the batches. ConfigError if a chain of the job is refused by the workers, or can't go with
+        the need; on_stop: called for an operator's `headrace stop`, says what becomes of it; tell: what an operator
+        has changed, for the terminal, from any thread; a run folder: its job's model is trained on the batches.
+        ConfigError if a chain of the job is refused by the workers, or can't go with
         the others."""
         self._job = job
         self._folder = folder
+        self._terminal = tell
         self._device = choose_device(job.config.device)
         self._sources: dict[str, Source] = {}
         self._bad_samples = BadSamples(job, folder, start)
@@ -85,7 +93,9 @@ class Streams:
         if connect is not None:
             self._services = StandingServices(connect, self._note_trouble)
         elif num_workers:
-            self._services = Services(job, num_workers, automatic=automatic, on_trouble=self._note_trouble)
+            self._services = Services(
+                job, num_workers, automatic=automatic, on_trouble=self._note_trouble, on_scaled=self._note_scaled
+            )
         self._receivers = Receivers(
             job,
             folder,
@@ -94,6 +104,7 @@ class Streams:
             notes=self._notes,
             on_stop=on_stop,
             is_pinned=self._device.type == "cuda",
+            tell=self._tell,
         )
         try:
             if folder is not None and self._services is not None:
@@ -272,6 +283,14 @@ class Streams:
         # Others' services may never have been started; a job's own come back by themselves.
         self._notes.tell("service_trouble", note, on_terminal=True if self._is_standing else None)
 
+    def _note_scaled(self, text: str) -> None:
+        self._notes.tell("scaled", text, on_terminal=False)
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        with suppress(OSError, SystemExit):  # a terminal that is gone must not end the thread that watches or receives
+            self._terminal(text)
+
     def _source(self, name: str) -> Source:
         if name not in self._sources:
             job = self._job
@@ -305,10 +324,19 @@ def open_streams(
     start: StreamStart = _FROM_THE_FIRST_BATCH,
     automatic: bool = False,
     on_stop: Callable[[], str] | None = None,
+    tell: Tell = _tell_nobody,
 ) -> Iterator[Streams]:
     """The job's streams; services and sockets are gone when the block ends."""
     streams = Streams(
-        job, num_workers, folder, start_position, connect=connect, start=start, automatic=automatic, on_stop=on_stop
+        job,
+        num_workers,
+        folder,
+        start_position,
+        connect=connect,
+        start=start,
+        automatic=automatic,
+        on_stop=on_stop,
+        tell=tell,
     )
     try:
         yield streams

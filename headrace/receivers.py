@@ -47,12 +47,15 @@ class Receivers:
         notes: Notes,
         on_stop: Callable[[], str] | None = None,
         is_pinned: bool = False,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`on_stop`: called for an operator's `headrace stop`; `is_pinned`: batches go to a GPU."""
+        """`on_stop`: called for an operator's `headrace stop`; `is_pinned`: batches go to a GPU; `tell`: which chain
+        takes over, for the terminal."""
         self._job, self._folder, self._services = job, folder, services
         self._bad_samples, self._notes = bad_samples, notes
         self._on_stop = on_stop
         self._is_pinned = is_pinned
+        self._tell = tell
         self._is_stop_told = False
         self._run = uuid.uuid4().hex[:12]
         self._last_incarnation = 0
@@ -172,6 +175,7 @@ class Receivers:
         fields: dict[str, Any] = {"operation": wish.operation, "why": wish.why}
         if outcome.step is not None:
             self._notes.tell("swap", outcome.text, step=outcome.step, **fields)
+            self._tell(f"chain: {outcome.text}")
         elif outcome.is_surprise:
             self._notes.tell("swap_without_effect", outcome.text, on_terminal=True, **fields)
         elif outcome.done:

@@ -79,8 +79,10 @@ class Services:
         *,
         automatic: bool = False,
         on_trouble: Callable[[str], None] = lambda text: None,
+        on_scaled: Callable[[str], None] = lambda text: None,
     ) -> None:
-        """`on_trouble`: told, in a thread of ours, which service ended and what was done."""
+        """Told, in a thread of ours: `on_trouble`, which service ended and what was done; `on_scaled`, how many
+        workers an operator has chosen."""
         self.directory = RuntimeDir.create()
         self.dispatcher = self.directory.endpoint("control")
         self._job = job
@@ -88,7 +90,7 @@ class Services:
         self._size, self._automatic = num_workers, automatic
         least, most = worker_bounds(job.config)
         self._bounds = min(least, num_workers), max(most, num_workers)
-        self._on_trouble = on_trouble
+        self._on_trouble, self._on_scaled = on_trouble, on_scaled
         self._lifeline_read_fd, self._lifeline_write_fd = os.pipe()
         self._services: dict[Command, _Service] = {name: _Service(name) for name in ("pipeline", "workers")}
         self._owner_pid = os.getpid()
@@ -193,7 +195,9 @@ class Services:
         dispatcher.vitals.seen(now_s)
         for told in status.pools:
             if told.pool == self._pool and pool.process is not None and told.pid == pool.process.pid:
-                self._size, self._automatic = told.size, told.automatic
+                before, self._size, self._automatic = (self._size, self._automatic), told.size, told.automatic
+                if text := scaled_text(before, (told.size, told.automatic)):
+                    self._on_scaled(text)
                 if told.silent_s < FRESH_S:
                     pool.vitals.seen(now_s)
 
@@ -260,6 +264,21 @@ class Services:
         for plugin in job.config.plugins:
             arguments += ["--plugins", plugin]
         return arguments
+
+
+def scaled_text(before: tuple[int, bool], now: tuple[int, bool]) -> str:
+    """What an operator has changed of a pool's size and of whether it follows the load; "" if nothing.
+
+    What an automatic pool does by itself is its everyday, and for `headrace status`.
+    """
+    (size, was_automatic), (new_size, is_automatic) = before, now
+    if before == now or (was_automatic and is_automatic):
+        return ""
+    return f"workers: {_size_text(new_size, is_automatic)} now, {_size_text(size, was_automatic)} before"
+
+
+def _size_text(size: int, is_automatic: bool) -> str:
+    return f"{size} (auto)" if is_automatic else f"{size}"
 
 
 def let_go_in_children(holder: _Holds) -> None:

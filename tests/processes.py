@@ -94,6 +94,10 @@ class Headrace:
             assert time.monotonic() < give_up_s, f"not within {deadline_s:g} s: {what}\n{self._output()}"
             time.sleep(0.02)
 
+    def printed(self) -> str:
+        """What it has written to its standard output so far."""
+        return self._out_path.read_text()
+
     def _output(self) -> str:
         return self._out_path.read_text() + self._err_path.read_text()
 

@@ -167,7 +167,14 @@ def _train(
         console.print(text, soft_wrap=True, highlight=False, markup=False)
 
     with open_streams(
-        job, num_workers, folder, connect=connect, start=begun.start, automatic=automatic, on_stop=signals.ask
+        job,
+        num_workers,
+        folder,
+        connect=connect,
+        start=begun.start,
+        automatic=automatic,
+        on_stop=signals.ask,
+        tell=tell,
     ) as streams:
         if console.is_terminal:
             with _bar(console) as bar:

@@ -119,6 +119,8 @@ def test_status_shows_the_run_and_scale_changes_its_workers(run: Run) -> None:
         # Then so many workers are there, and the run goes on
         run.trainer.wait_until(lambda num=num: len(run.status()["workers"]) == num, f"{num} workers")
         run.wait_for_step(len(run.steps()) + 20)
+    told = [line for line in run.trainer.printed().splitlines() if line.startswith("workers: ")]
+    assert told == ["workers: 4 now, 2 before", "workers: 1 now, 4 before"]
     too_many = run.operate("scale", "5")
     assert too_many.code == EXIT_USER_INPUT
     assert "1 to 4" in too_many.err
@@ -142,6 +144,12 @@ def test_swap_changes_the_chain_at_the_step_it_names_and_back(run: Run) -> None:
     changes = lines_of(run.dir / "timeline.jsonl")
     assert [change["from_step"] for change in changes] == [0, step, back]
     assert (run.dir / "chains" / f"{weak}.yaml").exists()
+    # And who looks at the trainer's terminal knows it, too
+    told = [line for line in run.trainer.printed().splitlines() if line.startswith("chain: ")]
+    assert told == [
+        f"chain: recipe {recipe} from {file} takes over at step {at}"
+        for recipe, file, at in ((weak, run.weak, step), (strong, run.strong, back))
+    ]
     # And a wrong chain is refused as `headrace check` refuses it, by whoever sees it first
     for text in ("- HorizontalFlop\n- Normalize\n", "- HorizontalFlip: 1\n", "- Resize: {height: 8, width: 8}\n"):
         (run.folder / "operator" / "bad.yaml").write_text(text)
