@@ -21,6 +21,7 @@ from workers.chain_build import ChainBuilder
 from workers.chain_canvas import Canvas
 from workers.chain_direct import direct_call
 from workers.chain_library import COMPOSITIONS, TO_TENSOR, known_transforms
+from workers.chain_normalize import misfits
 from workers.randomness import SampleRandomness
 from workers.unserved import CannotServe
 
@@ -151,6 +152,9 @@ def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = Non
     builder = ChainBuilder(chain.file, known_transforms(plugins), channels)
     nodes, to_tensor = _without_tensor_tail(chain.nodes, chain.path, builder)
     transforms = builder.build_all(nodes, chain.path, chain.line)
+    if not builder.problems:  # of nodes that could be built: their parameters have the right types
+        for misfit in misfits(nodes, chain.path, channels):
+            builder.refuse(*misfit)
     if builder.problems:
         raise ConfigError(builder.problems)
     num_channels = _channels_after(nodes[:-1], channels)
@@ -239,18 +243,13 @@ def _scale_and_shift(
     for name in ("mean", "std"):
         written = getattr(normalize, name)
         each = (float(written),) if isinstance(written, int | float) else tuple(map(float, written))
-        if not each or (num_channels != 1 and len(each) not in (1, num_channels)):
+        if num_channels != 1 and len(each) not in (1, num_channels):
             line = node.param_lines.get(name, node.line)
             builder.refuse(line, f"{path}.{name}", f"1 or {num_channels} numbers, one a channel", f"{len(each)}")
             return (), ()
         # Of several numbers albumentations gives a one-channel image the first.
         values[name] = each if len(each) == num_channels else each[:1] * num_channels
     largest = float(normalize.max_pixel_value)
-    if largest <= 0 or min(values["std"]) <= 0:
-        name = "max_pixel_value" if largest <= 0 else "std"
-        line = node.param_lines.get(name, node.line)
-        builder.refuse(line, f"{path}.{name}", "above 0", str(getattr(normalize, name)))
-        return (), ()
     scale = tuple(1.0 / (std * largest) for std in values["std"])
     shift = tuple(-mean / std for mean, std in zip(values["mean"], values["std"], strict=True))
     return scale, shift

@@ -17,6 +17,7 @@ import numpy as np
 
 from workers.chain_canvas import Canvas, Params
 from workers.chain_color import color_jitter
+from workers.chain_normalize import require_fit
 
 Pixels = Callable[[Any, np.ndarray, Params, Canvas], np.ndarray | None]
 
@@ -95,12 +96,19 @@ def _dropout(transform: Any, image: np.ndarray, params: Params, canvas: Canvas) 
     return target
 
 
+def _normalize(transform: Any, image: np.ndarray, params: Params, canvas: Canvas) -> np.ndarray | None:
+    """Normalize: none of ours, but refused where albumentations would cut or repeat its numbers."""
+    require_fit(transform, image)
+    return None
+
+
 PIXELS: dict[str, Pixels] = {
     "CenterCrop": _crop,
     "CoarseDropout": _dropout,
     "ColorJitter": color_jitter,
     "Erasing": _dropout,
     "HorizontalFlip": _horizontal_flip,
+    "Normalize": _normalize,
     "RandomCrop": _crop,
     "RandomResizedCrop": _sized_crop,
     "RandomSizedCrop": _sized_crop,

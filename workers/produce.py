@@ -59,6 +59,12 @@ class ChainIsImpure(StreamIsBroken):
     expected = "a chain that makes the same bytes of the same coordinates, each time"
 
 
+class FinishMisfits(StreamIsBroken):
+    """The trainer could not finish such images: Normalize, at the chain's end, was counted for others."""
+
+    expected = "a Normalize with one number, or one for each channel of the images that reach it"
+
+
 class Made(NamedTuple):
     """One sample, made."""
 
@@ -153,6 +159,9 @@ class Producer:
             digests[position] = sample_digest(made.image_HWC)
         if first is None:
             raise StreamIsBroken("no sample could be made; the first failures:\n  " + "\n  ".join(failures[:3]))
+        num_channels, num_numbers = first[0].image_HWC.shape[2], len(chain.finish.scale)
+        if num_numbers not in (0, 1, num_channels):  # only a plug-in changes the channels unforeseen
+            raise FinishMisfits(f"{num_numbers} numbers, and {num_channels} channels after the transforms before it")
         self._make_again(digests, chain, settings, started_s)
         return BatchSpec(fields=(_field_of(first[0].image_HWC), LABEL), finish=chain.finish)
 

@@ -194,6 +194,11 @@ def test_what_albumentations_saves_loads_to_the_same_transform(name: str, tmp_pa
         ("- ZoomBlur: {step_factor: 1.0e-9}", "chain[0].ZoomBlur.step_factor", "0.001"),
         ("- Normalize: {mean: [0, 0], std: 1}", "chain[0].Normalize.mean", "1 or 3"),
         ("- Normalize: {std: -1}", "chain[0].Normalize.std", "above 0"),
+        ("- Normalize: {mean: [0.5, 0.5]}\n- HorizontalFlip", "chain[0].Normalize.mean", "1 or 3"),
+        ("- Normalize: {std: [1, 1, 1, 1], p: 0.5}", "chain[0].Normalize.std", "1 or 3"),
+        ("- OneOf: [NoOp, Normalize: {mean: []}]", "chain[0].OneOf[1].Normalize.mean", "1 or 3"),
+        ("- Normalize: {std: [1, -1, 1]}\n- HorizontalFlip", "chain[0].Normalize.std", "above 0"),
+        ("- Normalize: {max_pixel_value: -1, p: 0.5}", "chain[0].Normalize.max_pixel_value", "above 0"),
         ("- os.system: {command: ls}", "chain[0].os.system", "os.system"),
         ("- Equalize: {mask: [[1]]}", "chain[0].Equalize.mask", "nothing"),
     ],
@@ -202,6 +207,26 @@ def test_a_wrong_chain_is_refused_where_it_is_wrong(tmp_path: Path, text: str, p
     found = {problem.path: problem for problem in problems_of(text, tmp_path)}
     assert hint in str(found[path])
     assert found[path].line == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- Normalize: {mean: [0.1, 0.2, 0.3], std: 1}\n- HorizontalFlip",
+        "- ToGray: {num_output_channels: 1}\n- Normalize: {p: 0.5}",
+        "- ToGray: {num_output_channels: 4, p: 1}\n- Normalize: {mean: [1, 2, 3, 4], std: 1}\n- HorizontalFlip",
+        "- SelectiveChannelTransform: {channels: [0, 2], transforms: [Normalize: {mean: [1, 2], std: [1, 2]}]}",
+        "- Normalize: {mean: [0, 0], normalization: image}",
+    ],
+)
+def test_a_normalize_whose_numbers_may_be_meant_is_built(tmp_path: Path, text: str) -> None:
+    compiled(text, tmp_path)
+
+
+def test_numbers_that_a_grey_image_has_no_channels_for_are_refused(tmp_path: Path) -> None:
+    """Of three it takes the first, as of Normalize's own defaults; two are a mistake."""
+    (problem,) = problems_of("- Normalize: {mean: [0.5, 0.5]}", tmp_path, Decode(color="gray"))
+    assert (problem.path, problem.got) == ("chain[0].Normalize.mean", "2")
 
 
 @pytest.mark.parametrize("name", sorted(FORBIDDEN))

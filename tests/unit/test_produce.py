@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +21,15 @@ from pipeline.sources.protocol import RawSample
 from pipeline.timeline import TimelineEntry
 from workers import produce as produce_module
 from workers.chain import CompiledChain, compile_chain
-from workers.produce import MAX_ATTEMPTS, PROBE_ENOUGH_S, ChainIsImpure, Producer, ReadFailed, StreamIsBroken
+from workers.produce import (
+    MAX_ATTEMPTS,
+    PROBE_ENOUGH_S,
+    ChainIsImpure,
+    FinishMisfits,
+    Producer,
+    ReadFailed,
+    StreamIsBroken,
+)
 
 NUM_SAMPLES = 20
 NODES = (
@@ -227,6 +235,28 @@ def test_a_source_that_reads_another_image_each_time_is_refused() -> None:
 
     with pytest.raises(ChainIsImpure, match=r"^the source or its decoder makes shelf\[\d+\] another image"):
         producer(Loose()).probe(CHAIN, Decode())
+
+
+class OneChannel(ImageOnlyTransform):  # type: ignore[misc]
+    """A plug-in's transform, of which nobody knows that it changes the channels."""
+
+    def apply(self, img: np.ndarray, **params: object) -> np.ndarray:
+        return img[:, :, :1].copy()
+
+
+def of_one_channel(*nodes: ChainNode) -> CompiledChain:
+    name, module = "plugin_of_this_test", ModuleType("plugin_of_this_test")
+    module.OneChannel = type("OneChannel", (OneChannel,), {"__module__": name})  # type: ignore[attr-defined]
+    chain = Chain(file="chain.yaml", nodes=(ChainNode(name="OneChannel", params={"p": 1.0}), *nodes))
+    return compile_chain(Recipe(chain=chain), {name: module})
+
+
+def test_a_normalize_that_a_plugin_leaves_without_its_channels_is_refused_by_the_probe() -> None:
+    with pytest.raises(FinishMisfits, match="3 numbers, and 1 channels"):
+        producer().probe(of_one_channel(ChainNode(name="Normalize")), Decode())
+    two = ChainNode(name="Normalize", params={"mean": [0.5, 0.5]})
+    with pytest.raises(StreamIsBroken, match=r"chain\[1\]\.Normalize failed .* mean has 2 numbers, the image has 1"):
+        producer().probe(of_one_channel(two, ChainNode(name="HorizontalFlip")), Decode())
 
 
 def test_a_slow_chain_is_probed_on_fewer_samples_and_on_two_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
