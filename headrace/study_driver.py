@@ -23,13 +23,12 @@ from typing import IO
 from headrace.embedded import open_streams
 from pipeline.config_job import Job
 from pipeline.errors import HeadraceError, RunFailed
+from pipeline.factory import load_factory
 from pipeline.job import initial_workers
 from pipeline.study import Cell
 from pipeline.study_file import Study, load_study
-from pipeline.user_code import load_attribute
 from trainer.batch import Batch
 from trainer.device import prepare_torch
-from trainer.models import Factory
 from trainer.study_records import RunRecord, to_line
 from trainer.study_training import Images, Plan, StudyRun
 from trainer.trainable import require_trainable
@@ -76,7 +75,7 @@ def train_lane(study: Study, lane: Lane, judged: JudgedImages) -> Iterator[int |
             plan,
             images,
             weights_std=config.weights_std(cell),
-            factory=_factory(job),
+            factory=load_factory(job),
             file=str(job.path),
         )
         for job, cell in zip(jobs, lane.cells, strict=True)
@@ -124,11 +123,6 @@ def _evaluation_batches(job: Job) -> tuple[list[Batch], int]:
 def _kept(batch: Batch) -> Batch:
     """A batch of its own memory, which the stream's next one does not use again."""
     return replace(batch, images=batch.images.clone(), labels=batch.labels.clone())
-
-
-def _factory(job: Job) -> Factory | None:
-    section = job.config.model
-    return load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
 
 
 def _num_workers(job: Job) -> int:

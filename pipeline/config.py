@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from pipeline.config_chain import as_item, read_chain
-from pipeline.config_job import ExaminedJob, Job, override, read_job, source_lines
+from pipeline.config_job import ExaminedJob, Job, override, places, read_job, source_lines
 from pipeline.config_recipes import job_recipes
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
@@ -61,6 +61,11 @@ def load_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | None =
     examined = examine_job(path, overrides, kept)
     if examined.problems:
         raise ConfigError(examined.problems)
+    return examined_job(path, examined)
+
+
+def examined_job(path: Path, examined: ExaminedJob) -> Job:
+    """The job of what `examine_job` has found, if its fields and its train chain could be read."""
     recipes = examined.recipes
     assert examined.config is not None
     assert recipes.train is not None
@@ -74,6 +79,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | None =
         eval_file=recipes.eval_file,
         file_digests=examined.file_digests,
         source_lines=examined.source_lines,
+        places=examined.places,
         refused_files=examined.refused_files,
     )
 
@@ -108,6 +114,7 @@ def examine_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | Non
         recipes=recipes,
         file_digests=digests,
         source_lines=source_lines(root),
+        places=places(root),
         refused_files=refused,
         problems=problems.in_order(),
     )

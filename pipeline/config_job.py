@@ -31,6 +31,9 @@ from pipeline.recipe import Chain, Recipe
 
 _STREAMS = ("train", "eval")
 
+Places = dict[str, tuple[str, int]]
+"""Path of a field in the job -> its file (or `--set ...`) and line."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
@@ -52,8 +55,16 @@ class Job:
     """Chain file -> `content_digest` of what was read: an edit since then is news for `pipeline.watch`."""
     source_lines: dict[str, int] = field(default_factory=dict)
     """Line of each source's entry."""
+    places: Places = field(default_factory=dict)
+    """Where each field was written."""
     refused_files: dict[str, tuple[Problem, ...]] = field(default_factory=dict)
     """Chain files that can't be used, and why; a chain that was kept of each stands in its place."""
+
+    def place(self, path: str) -> tuple[str, int]:
+        """File and line of a field such as `train.batch_size`, or of what it would stand in; line 0 if unknown."""
+        while path and path not in self.places:
+            path = path.rpartition(".")[0]
+        return self.places.get(path, (str(self.path), 0))
 
     def recipe_of(self, chain: Chain) -> Recipe:
         """Another chain's recipe in this job: with its decode settings and its plug-ins."""
@@ -68,6 +79,7 @@ class ExaminedJob:
     recipes: JobRecipes
     file_digests: dict[str, str]
     source_lines: dict[str, int]
+    places: Places
     refused_files: dict[str, tuple[Problem, ...]]
     problems: tuple[Problem, ...]
 
@@ -76,6 +88,14 @@ def source_lines(root: Located) -> dict[str, int]:
     """Line of each entry of `sources`."""
     sources = root.items.get("sources")
     return {name: entry.key_line or entry.line for name, entry in sources.items.items()} if sources else {}
+
+
+def places(root: Located, path: str = "") -> Places:
+    """File and line of every key below; of a `--set`, its own words."""
+    found: Places = {path: (root.file, root.key_line)} if path else {}
+    for name, entry in root.items.items():
+        found |= places(entry, f"{path}.{name}".lstrip("."))
+    return found
 
 
 def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | None:

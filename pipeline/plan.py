@@ -55,10 +55,11 @@ def first_entries(job: Job, role: Role, num_samples: int, start: int = 0) -> tup
     first = TimelineEntry(start=start, step=0, recipe=recipe.digest, batch_size=section.batch_size, file=file)
     timeline = Timeline([first], num_samples=num_samples, last_batch=last_batch, end_position=end_position)
     if timeline.num_steps == 0 and start == 0:
+        place, line = job.place(f"{role}.batch_size")
         raise ConfigError(
             Problem(
-                file=str(job.path),
-                line=0,
+                file=place,
+                line=line,
                 path=f"{role}.batch_size",
                 expected=f"at most {num_samples}, the samples of source {section.source!r}, since last_batch is drop",
                 got=str(section.batch_size),

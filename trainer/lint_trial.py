@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from pipeline.factory import load_factory
 from pipeline.recipe import BatchSpec
-from pipeline.user_code import load_attribute
 from trainer.batch import Batch
 from trainer.device import choose_device, prepare_torch
 from trainer.first_look import lint_job, scale
@@ -125,7 +125,7 @@ def _model(job: Job, spec: BatchSpec, num_classes: int) -> nn.Module:
     section = job.config.model
     height, width, num_channels = spec.fields[0].shape
     shape_CHW = (num_channels, height, width)
-    factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
+    factory = load_factory(job)
     model = build_model(section, shape_CHW, num_classes, factory).to(choose_device(job.config.device))
     check_output(model, section, shape_CHW, num_classes)
     return model

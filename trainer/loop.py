@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from pipeline.factory import load_factory
 from pipeline.job import EvalStream
 from pipeline.recipe import BatchSpec
 from pipeline.resume import Resumption
 from pipeline.run_folder import RunFolder
-from pipeline.user_code import load_attribute, load_module, loaded_digest
+from pipeline.user_code import load_module, loaded_digest
 from trainer.batch import Batch
 from trainer.checkpoint import (
     Copies,
@@ -133,9 +134,8 @@ class _Training:
         prepare_torch(config)
         self._device = choose_device(config.device)
         self._config, self._streams, self._folder, self._stop, self._tell = config, streams, folder, stop, tell
+        section, factory = config.model, load_factory(job)
         self._model_record = _model_record(job, streams.train, resumed)
-        section = config.model
-        factory = load_attribute(section.factory, job.path.absolute().parent) if section.kind == "factory" else None
         self._model = self._model_record.build(factory).to(self._device)
         check_output(self._model, section, self._model_record.input_shape_CHW, self._model_record.num_classes)
         self._first_look = prepare(

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.user_code import load_attribute
+from pipeline.factory import load_factory
 from trainer.device import choose_device, prepare_torch
 from trainer.evaluation import evaluate
 from trainer.lsuv import scale_to_unit
@@ -54,9 +54,7 @@ class Trials:
         self._job, self._config, self._classes = job, job.config, classes
         self._samples, self._judged = samples, judged
         self._device = choose_device(job.config.device)
-        section = job.config.model
-        folder = job.path.absolute().parent
-        self._factory = load_attribute(section.factory, folder) if section.kind == "factory" else None
+        self._factory = load_factory(job)
         self._batch_size = job.config.train.batch_size
 
     def range_test(self, lrs: Sequence[float], on_step: Callable[[], None] = lambda: None) -> RangeTest:

@@ -38,6 +38,11 @@ def misfits(nodes: Sequence[ChainNode], path: str, num_channels: int) -> Iterato
     return _misfits(nodes, path, counts)
 
 
+def may_make_floats(nodes: Sequence[ChainNode]) -> bool:
+    """False only where images surely leave the chain as the integers that they came in as."""
+    return any(node.name in ("Normalize", "ToFloat") or _is_plugin(node) for node in _all(nodes))
+
+
 def require_fit(transform: Any, image_HWC: Any) -> None:
     """ValueError unless a built Normalize has 1 number, or one for each of the image's channels."""
     num_channels = image_HWC.shape[2] if image_HWC.ndim == 3 else 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
@@ -17,7 +18,9 @@ from pipeline.errors import ConfigError, Problem
 app = typer.Typer()
 app.command()(check)
 
-GOOD_JOB = "sources: {digits: {kind: digits}}\ntrain: {source: digits, chain: [HorizontalFlip]}\n"
+GOOD_JOB = (
+    "sources: {digits: {kind: digits}}\ntrain: {source: digits, chain: [HorizontalFlip, Normalize, ToTensorV2]}\n"
+)
 
 
 def run(*arguments: object) -> tuple[int, str, str]:
@@ -28,7 +31,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 def test_good_files_are_named_with_their_kind_and_digest(tmp_path: Path) -> None:
     job, chain = tmp_path / "job.yaml", tmp_path / "chain.yaml"
     job.write_text(GOOD_JOB)
-    chain.write_text("- HorizontalFlip\n")
+    chain.write_text("[HorizontalFlip, Normalize, ToTensorV2]")
     code, printed, wrong = run(job, chain)
     digest = load_job(job).train.digest
     assert (code, wrong) == (0, "")
@@ -59,7 +62,7 @@ axes:
   init: {he: {set: {model.init: kaiming_normal}}, zero: {set: {model.init: zeros}}}
   chain:
     plain: {}
-    inline: {set: {train.chain: [HorizontalFlip]}}
+    inline: {set: {train.chain: [HorizontalFlip, Normalize, ToTensorV2]}}
     named: {set: {train.chain: weak.yaml}}
 """
 
@@ -67,8 +70,8 @@ axes:
 def test_a_study_is_checked_with_its_job_and_all_its_settings(tmp_path: Path) -> None:
     """Also what only a compiled chain shows; each mistake at its own line, in whichever file it is."""
     study, job, weak = tmp_path / "study.yaml", tmp_path / "job.yaml", tmp_path / "weak.yaml"
-    job.write_text(GOOD_JOB + "eval: {source: digits, chain: [HorizontalFlip]}\nmodel: {kind: mlp}\n")
-    weak.write_text("- Transpose\n")
+    job.write_text(GOOD_JOB + "eval: {source: digits, chain: [Normalize, ToTensorV2]}\nmodel: {kind: mlp}\n")
+    weak.write_text("[Transpose, Normalize, ToTensorV2]")
     study.write_text(STUDY)
     assert run(study) == (0, f"ok {study} (study, 18 runs of 6 cells, 0 claims)\n", "")
 
@@ -82,18 +85,68 @@ def test_a_study_is_checked_with_its_job_and_all_its_settings(tmp_path: Path) ->
         f"{weak}:1: axes.chain.named.set: chain[0].Blur.p",
     ):
         assert place in wrong
-    job.write_text(job.read_text().replace("chain: [HorizontalFlip]", "chain: [Flop]", 1))
+    job.write_text(job.read_text().replace("chain: [HorizontalFlip", "chain: [Flop", 1))
     assert f"{job}:2: train.chain[0].Flop" in run(study)[2]
     study.write_text(STUDY.replace("axes:", "axess:"))
     assert f"{study}:2: axess" in run(study)[2]
 
 
+def refused(tmp_path: Path, text: str, *arguments: str) -> str:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    code, printed, wrong = run(job, *arguments)
+    assert (code, printed) == (2, "")
+    return wrong
+
+
+def test_what_training_refuses_without_having_made_a_batch_is_refused(tmp_path: Path) -> None:
+    """Each at its line; nobody should wait for workers to be told."""
+    (tmp_path / "mine.py").write_text("def make(input_shape, num_classes):\n    return None\nWIDTH = 3\n")
+    wrong = refused(tmp_path, GOOD_JOB.replace("source: digits", "source: digits,\n  batch_size: 2000"))
+    assert "job.yaml:3: train.batch_size\n  expected: at most 1797" in wrong
+    wrong = refused(tmp_path, GOOD_JOB.replace(", ToTensorV2", "") + "schedule: {kind: plateau}\n")
+    assert (
+        "job.yaml:2: train.chain\n  expected: a chain whose batches are float32 NCHW\n  got:      float32 NHWC" in wrong
+    )
+    assert "job.yaml:3: schedule.kind" in wrong
+    for factory, got in (
+        ("mine.py:makee", "did you mean make?"),
+        ("mined.py:make", "did you mean mine.py?"),
+        ("no_such_module:make", "no module named 'no_such_module'"),
+        ("mine.py:WIDTH", "int"),
+    ):
+        wrong = refused(tmp_path, GOOD_JOB + f"model:\n  kind: factory\n  factory: {factory}\n")
+        assert "job.yaml:5: model.factory" in wrong
+        assert got in wrong
+
+
+def test_one_class_and_images_that_stay_integers_are_refused_unless_for_a_loop_of_ones_own(tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((4, 6, 6, 3), np.uint8))
+    np.save(tmp_path / "labels.npy", np.zeros(4, np.int64))
+    sources = "sources:\n  one: {kind: arrays, path: images.npy, labels: labels.npy}\n"
+    text = sources + "train: {source: one, batch_size: 2, chain: [Blur, ToTensorV2]}\n"
+    wrong = refused(tmp_path, text)
+    assert "job.yaml:2: sources.one\n  expected: at least two classes" in wrong
+    assert (
+        "job.yaml:3: train.chain\n  expected: a chain whose batches are float32 NCHW\n  got:      uint8 NCHW" in wrong
+    )
+    assert run(tmp_path / "job.yaml", "--own-loop")[0] == 0
+    assert "train.batch_size" in refused(tmp_path, text.replace("batch_size: 2", "batch_size: 5"), "--own-loop")
+
+
+def test_data_that_is_not_here_is_an_error_beside_all_others(tmp_path: Path) -> None:
+    text = "sources: {gone: {kind: folder, path: gone}}\ntrain: {source: gone, chain: [Blur]}\n"
+    wrong = refused(tmp_path, text + "model: {kind: factory, factory: gone.py:make}\n")
+    for place in ("job.yaml:1: sources.gone", "job.yaml:2: train.chain", "job.yaml:3: model.factory"):
+        assert place in wrong
+
+
 def test_every_chain_of_a_schedule_is_checked(tmp_path: Path) -> None:
     """What epoch 8 uses is refused now, not after eight epochs."""
     job, weak = tmp_path / "job.yaml", tmp_path / "weak.yaml"
-    schedule = "[{from_epoch: 0, use: [HorizontalFlip]}, {from_epoch: 1, use: weak.yaml}]"
-    job.write_text(GOOD_JOB.replace("[HorizontalFlip]", f"{schedule}, epochs: 2"))
-    weak.write_text("- Transpose\n")
+    schedule = "[{from_epoch: 0, use: [Normalize, ToTensorV2]}, {from_epoch: 1, use: weak.yaml}]"
+    job.write_text(GOOD_JOB.replace("[HorizontalFlip, Normalize, ToTensorV2]", f"{schedule}, epochs: 2"))
+    weak.write_text("[Transpose, Normalize, ToTensorV2]")
     code, printed, _ = run(job)
     loaded = load_job(job)
     assert code == 0

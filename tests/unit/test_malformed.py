@@ -31,7 +31,7 @@ JOB: dict[str, Any] = {
     "train": {
         "source": "photos",
         "chain": [{"RandomCrop": {"height": 8, "width": 8}}, "HorizontalFlip", "Normalize", "ToTensorV2"],
-        "batch_size": 64,
+        "batch_size": 4,
         "epochs": 2,
         "shuffle": True,
         "last_batch": "drop",
