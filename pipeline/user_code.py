@@ -251,7 +251,7 @@ def _not_found(name: str, reference: str, base: Path) -> ConfigError:
 
 
 def _failure_inside(error: BaseException, reference: str, base: Path, file: Path | None) -> ConfigError:
-    place, line = _place_of(error, base.resolve(), file)
+    place, line = place_of(error, base.resolve(), file)
     got = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return ConfigError(
         Problem(
@@ -265,7 +265,8 @@ def _failure_inside(error: BaseException, reference: str, base: Path, file: Path
     )
 
 
-def _place_of(error: BaseException, base: Path, file: Path | None) -> tuple[str, int]:
+def place_of(error: BaseException, base: Path, file: Path | None) -> tuple[str, int]:
+    """File and line of the last frame that is in `file` or below `base`, else of the last there is; "" if none."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno or 0
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]

@@ -9,18 +9,24 @@ Shapes: N batch, C channels, H height, W width, K classes.
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.errors import ConfigError, Problem
+from pipeline.errors import ConfigError, HeadraceError, Problem
 from pipeline.job import ModelSection
 from pipeline.job_model import ActivationSection
+from pipeline.user_code import place_of
 from trainer.activations import make_activation, swap_activations
 from trainer.initialization import initialize
+
+log = logging.getLogger("headrace.train")
 
 Factory = Callable[..., nn.Module]
 """`factory(input_shape=(C, H, W), num_classes=K, **options)` returns a module."""
@@ -136,34 +142,66 @@ def _call_factory(
 ) -> nn.Module:
     try:
         model = factory(input_shape=input_shape_CHW, num_classes=num_classes, **section.options)
-    except TypeError as error:
-        expected = (
-            f"{section.factory} to take input_shape, num_classes and {', '.join(section.options) or 'no options'}"
-        )
-        raise _refusal(section, expected, str(error), "mend model.options, or the factory") from error
+    except (HeadraceError, MemoryError):
+        raise
+    except Exception as error:  # the user's own code
+        log.info("action=factory_failed factory=%s", section.factory, exc_info=error)
+        arguments = {"input_shape": input_shape_CHW, "num_classes": num_classes, **section.options}
+        called = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        file, line = _place_in(factory, error)
+        raise ConfigError(
+            Problem(
+                file=file or section.factory,
+                line=line,
+                path="model.factory",
+                expected=f"your factory {section.factory} to make a model when called with {called}",
+                got=_text(error),
+                way_out="mend the factory there, or model.options; HEADRACE_LOG=INFO shows the whole traceback",
+            )
+        ) from error
     if not isinstance(model, nn.Module) or not any(parameter.requires_grad for parameter in model.parameters()):
         what = f"a module with none ({type(model).__name__})" if isinstance(model, nn.Module) else f"{model!r:.80}"
         raise _refusal(section, "a torch.nn.Module with at least one trainable parameter", what)
     return model
 
 
+def _place_in(factory: Factory, error: Exception) -> tuple[str, int]:
+    """Where the user's own code raised it; its factory's first line if it could not even be called."""
+    code = getattr(inspect.unwrap(factory), "__code__", None)
+    try:
+        file = Path(inspect.getfile(inspect.unwrap(factory))).resolve()
+    except TypeError:  # a callable object of its own
+        file = Path(inspect.getfile(type(factory))).resolve()
+    place, line = place_of(error, file.parent, file)
+    is_ours = Path(place).resolve() == Path(__file__).resolve()
+    return (str(file), code.co_firstlineno if code is not None else 0) if is_ours or not place else (place, line)
+
+
+def _text(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def check_output(
     model: nn.Module, section: ModelSection, input_shape_CHW: tuple[int, int, int], num_classes: int
 ) -> None:
     """ConfigError unless two images give (2, num_classes) logits; changes neither weights nor random states."""
-    was_training = model.training
+    was_training, file, line = model.training, section.factory or "the job", 0
     images = torch.zeros((2, *input_shape_CHW), device=next(model.parameters()).device)
     try:
         with torch.no_grad(), torch.random.fork_rng():
             logits = model.eval()(images)
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
     except Exception as error:  # the user's own code
-        got = f"{type(error).__name__}: {error}"
+        log.info("action=model_failed factory=%s", section.factory, exc_info=error)
+        got = _text(error)
+        if not type(model).__module__.startswith("torch."):
+            file, line = _place_in(type(model), error)
     finally:
         model.train(was_training)
     if got != f"shape {(2, num_classes)}":
         expected = f"logits of shape {(2, num_classes)} for images of shape {(2, *input_shape_CHW)}"
-        raise _refusal(section, expected, got, "num_classes and input_shape are arguments of the factory")
+        way_out = "num_classes and input_shape are arguments of the factory"
+        raise ConfigError(Problem(file=file, line=line, path="model", expected=expected, got=got, way_out=way_out))
 
 
 def _refusal(section: ModelSection, expected: str, got: str, way_out: str = "") -> ConfigError:

@@ -99,6 +99,14 @@ def refused(tmp_path: Path, text: str, *arguments: str) -> str:
     return wrong
 
 
+def run_ok(tmp_path: Path, text: str) -> str:
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    code, printed, wrong = run(job)
+    assert (code, wrong) == (0, "")
+    return printed
+
+
 def test_what_training_refuses_without_having_made_a_batch_is_refused(tmp_path: Path) -> None:
     """Each at its line; nobody should wait for workers to be told."""
     (tmp_path / "mine.py").write_text("def make(input_shape, num_classes):\n    return None\nWIDTH = 3\n")
@@ -118,6 +126,18 @@ def test_what_training_refuses_without_having_made_a_batch_is_refused(tmp_path: 
         wrong = refused(tmp_path, GOOD_JOB + f"model:\n  kind: factory\n  factory: {factory}\n")
         assert "job.yaml:5: model.factory" in wrong
         assert got in wrong
+
+
+def test_options_are_held_against_the_factorys_own(tmp_path: Path) -> None:
+    """What it has is listed, and not what was misspelt."""
+    (tmp_path / "mine.py").write_text("def make(input_shape, num_classes, *, hidden, depth=2): ...\n")
+    model = "model:\n  kind: factory\n  factory: mine.py:make\n  options: {hiden: 3}\n"
+    wrong = refused(tmp_path, GOOD_JOB + model)
+    assert "job.yaml:6: model.options.hiden\n  expected: an option of" in wrong
+    assert "mine.py:make, which has hidden, depth\n  got:      'hiden'\n  to go on: did you mean hidden?" in wrong
+    assert "job.yaml:6: model.options.hidden\n  expected: `hidden`, for which" in wrong
+    (tmp_path / "any.py").write_text("def make(input_shape, **options): ...\n")
+    assert "ok" in run_ok(tmp_path, GOOD_JOB + model.replace("mine.py", "any.py"))
 
 
 def test_one_class_and_images_that_stay_integers_are_refused_unless_for_a_loop_of_ones_own(tmp_path: Path) -> None:

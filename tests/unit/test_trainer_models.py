@@ -115,6 +115,47 @@ def test_a_factory_that_gives_nothing_to_train_is_refused(name, got, tmp_path):
         build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
 
 
+FAILING = """
+import torch
+
+def of_table(table, key):
+    return table[key]
+
+def make_keyless(input_shape, num_classes, hidden=3):
+    return of_table({}, "depth")
+
+def make_deep(input_shape, num_classes):
+    return torch.nn.Linear("three", 4)
+
+class Net(torch.nn.Linear):
+    def forward(self, images):
+        return super().forward(images)
+
+def make_misfit(input_shape, num_classes):
+    return Net(7, num_classes)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "got"),
+    [("make_keyless", 5, "KeyError: 'depth'"), ("make_deep", 11, "TypeError: "), ("make_misfit", 15, "RuntimeError: ")],
+)
+def test_what_fails_in_the_users_code_is_told_with_their_own_line(name, line, got, tmp_path):
+    """Not the line inside torch where it came out, and no traceback of ours."""
+    (tmp_path / "failing.py").write_text(FAILING)
+    section = ModelSection(kind="factory", factory=f"failing.py:{name}")
+
+    def use() -> None:
+        model = build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
+        check_output(model, section, (3, 4, 4), 5)
+
+    with pytest.raises(ConfigError) as caught:
+        use()
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.line) == (str(tmp_path / "failing.py"), line)
+    assert problem.got.startswith(got)
+
+
 def test_an_option_that_the_factory_does_not_take_is_the_users_error(tmp_path):
     (tmp_path / "mine.py").write_text(FACTORY)
     section = ModelSection(kind="factory", factory="mine.py:make", options={"hiden": 6})
