@@ -234,6 +234,14 @@ def parse_yaml(content: bytes, file: str, problems: ProblemList, *, has_lines: b
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line + 1 if mark is not None and has_lines else 0
+        if "'\\t'" in (error.problem or ""):
+            raise _refused(
+                file,
+                line,
+                expected="YAML, which is indented by spaces",
+                got="a tab",
+                way_out="tabs cannot indent YAML; use spaces",
+            ) from error
         context = f" ({error.context})" if error.context else ""
         raise _refused(file, line, expected="YAML", got=f"{error.problem or 'an error'}{context}") from error
     except yaml.reader.ReaderError as error:

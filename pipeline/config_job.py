@@ -11,9 +11,8 @@ that `train` does not use. A job with one source and no such split may do withou
 from __future__ import annotations
 
 import re
-import types
 import typing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from pipeline.errors import Problem
 from pipeline.job import JobConfig
 from pipeline.located import Located, ProblemList, describe, nearest
 from pipeline.recipe import Chain, Recipe
+from pipeline.suggestions import in_yaml_words, meant_key, meant_word, models_of
 
 _STREAMS = ("train", "eval")
 
@@ -163,7 +163,7 @@ def _note(details: ErrorDetails, root: Located, problems: ProblemList, *, is_kno
     message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if kind == "extra_forbidden":
         known = _field_names(sections)
-        got, way_out = repr(str(location[-1])), nearest(str(location[-1]), known)
+        got, way_out = repr(str(location[-1])), meant_key(str(location[-1]), known, JobConfig)
         problems.add(here, path, expected="a known key", got=got, way_out=way_out, line=here.key_line)
     elif kind == "missing":
         problems.add(here, path, expected=_purpose(sections, str(location[-1])), got="nothing", line=here.key_line)
@@ -178,10 +178,11 @@ def _note(details: ErrorDetails, root: Located, problems: ProblemList, *, is_kno
     else:
         way_out = "write true or false" if kind == "bool_type" else str(details.get("ctx", {}).get("way_out", ""))
         if kind == "literal_error":
-            way_out = nearest(str(here.value), [choice.strip(" '") for choice in re.split(",| or ", message)])
+            choices = [choice.strip(" '") for choice in re.split(",| or ", message)]
+            way_out = meant_word(path, str(here.value), choices)
         elif message.startswith(("greater", "less")):
             message = f"a number {message}"
-        problems.add(here, path, expected=message, got=describe(here.plain()), way_out=way_out)
+        problems.add(here, path, expected=in_yaml_words(kind, message), got=describe(here.plain()), way_out=way_out)
 
 
 def _follow(root: Located, location: tuple[int | str, ...]) -> tuple[Located, str, list[type[BaseModel]]]:
@@ -193,11 +194,11 @@ def _follow(root: Located, location: tuple[int | str, ...]) -> tuple[Located, st
     sections: list[type[BaseModel]] = [JobConfig]
     annotation: Any = JobConfig
     for part in location:
-        kinds = [section for section in _models(annotation) if _kind(section) == part]
-        if kinds and len(list(_models(annotation))) > 1:
+        kinds = [section for section in models_of(annotation) if _kind(section) == part]
+        if kinds and len(list(models_of(annotation))) > 1:
             annotation = kinds[0]
             continue
-        sections = list(_models(annotation))
+        sections = list(models_of(annotation))
         annotation = _below(annotation, part)
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
         if isinstance(part, int) and isinstance(here.value, tuple) and part < len(here.value):
@@ -207,22 +208,13 @@ def _follow(root: Located, location: tuple[int | str, ...]) -> tuple[Located, st
     return here, path, sections
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections an annotation may stand for, through Annotated, unions and None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif typing.get_origin(annotation) in (typing.Annotated, typing.Union, types.UnionType):
-        for argument in typing.get_args(annotation):
-            yield from _models(argument)
-
-
 def _kind(section: type[BaseModel]) -> Any:
     return section.model_fields["kind"].default if "kind" in section.model_fields else None
 
 
 def _below(annotation: Any, part: int | str) -> Any:
     """The annotation of the field `part`, or of the entries of a dict or a list."""
-    for section in _models(annotation):
+    for section in models_of(annotation):
         if part in section.model_fields:
             return section.model_fields[str(part)].annotation
     place_of_entry = {dict: 1, tuple: 0}.get(typing.get_origin(annotation))

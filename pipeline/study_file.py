@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, Problem
 from pipeline.located import Located, ProblemList, describe, nearest
 from pipeline.section import Section
 from pipeline.study import Cell, ClaimSection, Setting, StudyConfig, changes_stream
+from pipeline.suggestions import in_yaml_words
 
 CheckJob = Callable[[Path, Sequence[str]], object]
 """(job file, `--set` arguments): a ConfigError for a wrong job."""
@@ -131,7 +132,7 @@ def _note(details: dict[str, Any], root: Located, problems: ProblemList) -> None
     elif details["type"] == "missing":
         problems.add(here, path, expected=_purpose(location), got="nothing", line=here.key_line)
     else:
-        problems.add(here, path, expected=message, got=describe(here.plain()))
+        problems.add(here, path, expected=in_yaml_words(details["type"], message), got=describe(here.plain()))
 
 
 def _section(location: Sequence[int | str]) -> type[Section]:
