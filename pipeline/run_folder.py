@@ -8,10 +8,12 @@ Never written by two processes at a time, never imports torch.
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -69,13 +71,17 @@ class RunFolder:
         does.
         """
         path = path.absolute()
-        if path.is_dir() and any(path.iterdir()) and not (path / LOCK_NAME).exists():
-            raise _not_a_new_folder(path, "a folder with other files in it")
+        made = [each for each in (path, *path.parents) if not os.path.lexists(each)]  # if all goes well
         try:
+            if path.is_dir() and any(path.iterdir()) and not (path / LOCK_NAME).exists():
+                raise _not_a_new_folder(path, "a folder with other files in it")
             path.mkdir(parents=True, exist_ok=True)
             lock = RunLock(path)
         except OSError as error:
-            raise _not_a_new_folder(path, f"{error.strerror}: {error.filename}") from error
+            for each in made:
+                with suppress(OSError):
+                    each.rmdir()
+            raise _not_to_be_made(path, error) from error
         try:
             if not _is_hardly_begun(path):
                 way_out = "continue it with --resume, name another with --run-dir, or move this one away"
@@ -305,6 +311,18 @@ def _not_a_new_folder(
     path: Path, got: str, way_out: str = "name another with --run-dir, or move this one away"
 ) -> ConfigError:
     expected = "a run folder that does not exist yet, or is empty"
+    return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))
+
+
+def _not_to_be_made(path: Path, error: OSError) -> ConfigError:
+    """A folder that the system won't have there; a file in its way is named."""
+    file = next((each for each in (path, *path.parents) if os.path.isfile(each)), None)
+    if file is not None:
+        got, way_out = f"{file} is a file", "name another with --run-dir, or move the file away"
+    else:
+        got = f"{error.strerror}: {error.filename}"
+        way_out = "name a folder that you may write to, with --run-dir"
+    expected = "a place where the run's folder can be made"
     return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))
 
 

@@ -240,11 +240,33 @@ def test_a_child_process_does_not_keep_the_lock(tmp_path):
         child.communicate(b"\n")
 
 
-def test_a_path_that_can_not_be_a_folder_is_the_users_error(tmp_path):
-    (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(ConfigError, match="run folder"):
-            RunFolder.create(path, "job\n")
+def test_a_folder_that_can_not_be_made_is_told_with_its_reason_and_leaves_nothing(tmp_path, monkeypatch):
+    """Also the folders above it, which were made on the way."""
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file", tmp_path / "file" / "above" / "run"):
+        with pytest.raises(ConfigError, match="file is a file\n  to go on: name another with --run-dir") as caught:
+            RunFolder.create(path, "")
+    assert str(caught.value).startswith(f"{tmp_path}/file/above/run\n  expected: a place where")
+    with pytest.raises(ConfigError, match="File name too long"):
+        RunFolder.create(tmp_path / "above" / ("x" * 300), "")
+    make = Path.mkdir
+
+    def forbidden(path, *arguments, **named):
+        if path.name == "run":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        make(path, *arguments, **named)
+
+    (tmp_path / "above").mkdir()
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    with pytest.raises(ConfigError, match=r"Permission denied: .*/above/run\n  to go on: name a folder that you may"):
+        RunFolder.create(tmp_path / "above" / "run", "")
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "above", tmp_path / "file"]
+    (tmp_path / "above").rmdir()
+    monkeypatch.setattr(os, "open", lambda path, *_: forbidden(Path(path).parent))
+    monkeypatch.setattr(Path, "mkdir", make)
+    with pytest.raises(ConfigError, match="Permission denied"):
+        RunFolder.create(tmp_path / "above" / "run", "")
+    assert list(tmp_path.rglob("*")) == [tmp_path / "file"]
 
 
 def test_a_folder_is_discarded_only_before_the_first_step(tmp_path):
