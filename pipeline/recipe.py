@@ -43,6 +43,10 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     path: str = "chain"
     """How error messages name the list itself: `chain`, or `train.chain` inside a job file."""
 
+    def line_of(self, path: str) -> int:
+        """Line of the transform at a path such as `chain[2].OneOf[0].Blur`; of the whole list if it isn't here."""
+        return _line_of(path, self.nodes, self.path) or self.line
+
 
 class Decode(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an encoded image becomes before the chain sees it."""
@@ -106,3 +110,11 @@ class BatchSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     fields: tuple[FieldSpec, ...]
     finish: Finish = Finish()
+
+
+def _line_of(path: str, nodes: tuple[ChainNode, ...], above: str) -> int:
+    for index, node in enumerate(nodes):
+        here = f"{above}[{index}].{node.name}"
+        if line := node.line if here == path else _line_of(path, node.children, here):
+            return line
+    return 0

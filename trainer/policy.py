@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pipeline.bad_count import BadCount
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
+from pipeline.sample_causes import way_out
 from pipeline.slice_header import QUARANTINED, BadSample
 
 MIN_BAD_BEFORE_FATAL = 10
@@ -155,7 +156,7 @@ class BadSamplePolicy:
                 f"{self.num_bad} bad samples{often} among {self.num_delivered} delivered, "
                 f"more than the {self._limit:.0f} allowed\n"
                 f"  the first {which}:\n{listed}\n"
-                f"  to go on: mend or remove them, or raise max_bad_fraction"
+                f"  to go on: {way_out(self.bad_names.values())}, or raise max_bad_fraction"
             )
 
 

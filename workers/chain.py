@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import ConfigError, Problem, SampleError
 from pipeline.recipe import ChainNode, Finish, Recipe
+from pipeline.sample_causes import failure_text
 from pipeline.user_code import file_digest, loaded_digest
 from workers.chain_build import ChainBuilder
 from workers.chain_canvas import Canvas
@@ -135,7 +136,7 @@ class CompiledChain:
             trace = trace.tb_next
         text = " ".join(str(error).split())
         dtype = image_HWC.dtype if isinstance(image_HWC, np.ndarray) else np.dtype(np.uint8)
-        return f"{path} failed on an image {image_HWC.shape} {dtype}: {type(error).__name__}: {text}"
+        return failure_text(path, f"{image_HWC.shape} {dtype}", f"{type(error).__name__}: {text}")
 
 
 def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = None) -> CompiledChain:

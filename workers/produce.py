@@ -10,7 +10,7 @@ Shapes: N samples of the slice, H height, W width, C channels.
 from __future__ import annotations
 
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from pipeline.messages import Lease, StreamSpec
 from pipeline.order import Order, SampleKey
 from pipeline.probes import PROBE_S
 from pipeline.recipe import BatchSpec, Decode, FieldSpec
+from pipeline.sample_causes import failing_transform, way_out
 from pipeline.slice_header import QUARANTINED, BadSample, SliceHeader
 from pipeline.sources.protocol import Source
 from workers.chain import CompiledChain
@@ -51,6 +52,21 @@ class StreamIsBroken(HeadraceError):
     """No other worker would do better."""
 
     expected = "a chain that delivers one shape and dtype for every sample"
+    path = ""
+    """Of the transform that is to blame; the whole chain if empty."""
+    way_out = ""
+
+
+class NothingMade(StreamIsBroken):
+    """Of all samples that a probe has tried none could be made."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        """`failures`: sample -> cause."""
+        listed = "".join(f"\n    {name}: {cause}" for name, cause in list(failures.items())[:3])
+        super().__init__(f"none could be made of {len(failures)} that were tried, of which the first are{listed}")
+        self.path = failing_transform(failures.values())
+        self.expected = f"samples that {self.path or 'the chain'} can work on"
+        self.way_out = way_out(failures.values())
 
 
 class ChainIsImpure(StreamIsBroken):
@@ -134,7 +150,7 @@ class Producer:
         started_s = time.perf_counter()
         first: tuple[Made, str] | None = None
         digests: dict[int, bytes] = {}
-        failures = []
+        failures: dict[str, str] = {}
         num_tried = 0
         num_probed = min(NUM_PROBED, self.spec.num_samples)
         for number in range(num_probed):
@@ -150,7 +166,7 @@ class Producer:
             try:
                 made = self._transform(key, 0, chain, settings)
             except (SampleError, OSError) as error:
-                failures.append(f"{self._source.describe(key.sample_index)}: {error}")
+                failures[self._source.describe(key.sample_index)] = str(error)
                 continue
             if first is None:
                 first = made, self._source.describe(key.sample_index)
@@ -158,7 +174,7 @@ class Producer:
                 raise StreamIsBroken(self._shape_changed(made, _field_of(first[0].image_HWC), first[1]))
             digests[position] = sample_digest(made.image_HWC)
         if first is None:
-            raise StreamIsBroken("no sample could be made; the first failures:\n  " + "\n  ".join(failures[:3]))
+            raise NothingMade(failures)
         num_channels, num_numbers = first[0].image_HWC.shape[2], len(chain.finish.scale)
         if num_numbers not in (0, 1, num_channels):  # only a plug-in changes the channels unforeseen
             raise FinishMisfits(f"{num_numbers} numbers, and {num_channels} channels after the transforms before it")
@@ -233,7 +249,10 @@ class Producer:
                 return made
         index, cause = failures[0]
         name = self._source.describe(index)
-        raise StreamIsBroken(f"{name}: {cause}\n  and {MAX_ATTEMPTS - 1} substitutes in a row are bad too")
+        raise StreamIsBroken(
+            f"{name}: {cause}\n  and {MAX_ATTEMPTS - 1} substitutes in a row are bad too\n"
+            f"  to go on: {way_out([cause for _, cause in failures])}"
+        )
 
     def _transform(
         self,

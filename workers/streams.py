@@ -121,7 +121,12 @@ class OpenStreams:
         except StreamIsBroken as error:
             chain = self._recipes[stream][digest].chain
             problem = Problem(
-                file=chain.file, line=chain.line, path=chain.path, expected=error.expected, got=str(error)
+                file=chain.file,
+                line=chain.line_of(error.path),
+                path=error.path or chain.path,
+                expected=error.expected,
+                got=str(error),
+                way_out=error.way_out,
             )
             return (Location.of(problem),)
 

@@ -26,6 +26,7 @@ from workers.produce import (
     PROBE_ENOUGH_S,
     ChainIsImpure,
     FinishMisfits,
+    NothingMade,
     Producer,
     ReadFailed,
     StreamIsBroken,
@@ -257,6 +258,16 @@ def test_a_normalize_that_a_plugin_leaves_without_its_channels_is_refused_by_the
     two = ChainNode(name="Normalize", params={"mean": [0.5, 0.5]})
     with pytest.raises(StreamIsBroken, match=r"chain\[1\]\.Normalize failed .* mean has 2 numbers, the image has 1"):
         producer().probe(of_one_channel(two, ChainNode(name="HorizontalFlip")), Decode())
+
+
+def test_a_crop_that_is_larger_than_the_images_is_refused_by_the_probe_as_that() -> None:
+    """Every sample fails at it: no sample is to blame, and no limit of bad samples helps."""
+    crop = ChainNode(name="RandomCrop", params={"height": 64, "width": 64})
+    chain = compile_chain(Recipe(chain=Chain(file="chain.yaml", nodes=(NODES[0], crop))))
+    with pytest.raises(NothingMade, match=r"shelf\[\d+\]: .*\(64, 64\) vs \(6, 8\)") as raised:
+        producer().probe(chain, Decode())
+    assert raised.value.path == "chain[1].RandomCrop"
+    assert "RandomCrop needs larger images: put a Resize or PadIfNeeded before chain[1]" in raised.value.way_out
 
 
 def test_a_slow_chain_is_probed_on_fewer_samples_and_on_two_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
