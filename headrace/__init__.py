@@ -23,6 +23,10 @@ _HOMES = {"GradientHealth": "trainer.health.monitor", "Stream": "headrace.librar
 """Public name -> its module, imported when the name is asked for: the command line and the services need no torch."""
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import headrace
 from headrace._house import house_command, house_environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,3 +107,9 @@ def test_processes_of_our_own_are_begun_in_one_place(monkeypatch: pytest.MonkeyP
     assert (f"{ROOT}{os.pathsep}theirs", "1") == (environment["PYTHONPATH"], environment["MORE"])
     monkeypatch.delenv("PYTHONPATH")
     assert str(ROOT) == house_environment()["PYTHONPATH"]
+
+
+def test_dir_lists_what_the_front_door_offers_also_before_it_is_imported() -> None:
+    """A notebook's completion asks for it."""
+    assert sorted(headrace.__all__) == dir(headrace)
+    assert "Stream" in dir(headrace)
