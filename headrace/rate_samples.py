@@ -50,7 +50,7 @@ def collect_samples(job: Job, num_workers: int, num_wanted: int, on_progress: On
     # Every epoch has at least one sample, so there are enough of them; none is made before it is asked for.
     longer = _changed(job, epochs=max(job.config.train.epochs, num_wanted))
     with open_streams(longer, num_workers) as streams:
-        classes = streams.train.classes
+        classes, num_in_source = streams.train.classes, streams.timeline.num_samples
         trained = collect(streams.train, num_wanted, MAX_TRAINED_NBYTES, _named(on_progress, "collecting samples"))
     source = job.config.train.source
     judging = _changed(job if job.eval is None else _under_eval_chain(job), epochs=1, last_batch="keep")
@@ -62,10 +62,18 @@ def collect_samples(job: Job, num_workers: int, num_wanted: int, on_progress: On
         raise ConfigError(problems)
     how = "under the eval chain" if job.eval is not None else "augmented: the job has no eval chain"
     notes = (
-        f"trained on: {len(trained)} samples of {source}, under the train chain",
-        f"judged on:  {len(judged)} samples of {source}, {how}",
+        f"trained on: {described(trained, source, num_in_source)}, under the train chain",
+        f"judged on:  {described(judged, source, num_in_source)}, {how}",
     )
     return SearchSamples(trained=trained, judged=judged, classes=classes, notes=notes)
+
+
+def described(samples: Samples, source: str, num_in_source: int) -> str:
+    """How many of the source's samples these are, and how many images where a sample gave several."""
+    num_distinct = len(set(samples.sample_ids_N.tolist()))
+    which = f"all {num_distinct}" if num_distinct == num_in_source else f"{num_distinct} of the {num_in_source}"
+    images = f"{len(samples)} images made of " if len(samples) > num_distinct else ""
+    return f"{images}{which} samples of {source}"
 
 
 def _under_eval_chain(job: Job) -> Job:

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trainer.rate_finding_trials
+from headrace.rate_samples import described
 from pipeline.errors import ConfigError
 from pipeline.recipe import BatchSpec, Finish
 from tests.memory_streams import NUM_CLASSES, SPEC, make_job
@@ -345,3 +346,10 @@ def test_batches_are_the_rows_in_their_order(num_rows, batch_size):
         endless = samples.endless(rows, batch_size, torch.device("cpu"))
         twice = [next(endless).sample_ids.tolist() for _ in range(2 * full)]
         assert twice[:full] == twice[full:] == rows[: full * batch_size].view(full, batch_size).tolist()
+
+
+def test_what_is_said_of_the_samples_counts_samples_and_not_their_images():
+    """Several epochs give several images of each; only the source's own size means something to a user."""
+    assert described(make_samples(500), "photos", 200) == "500 images made of all 200 samples of photos"
+    assert described(make_samples(200), "photos", 200) == "all 200 samples of photos"
+    assert described(make_samples(90), "photos", 200) == "90 of the 200 samples of photos"
