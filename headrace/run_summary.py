@@ -111,11 +111,14 @@ def summary_lines(run: RunSummary) -> list[Text]:
         last = f"{event.get('action')}{f' ({told})' if told else ''}, {ago} ago"
     checkpoint = f"checkpoints/{run.checkpoints[-1]}" if run.checkpoints else "none"
     bad = replaced_text(run.num_bad_samples, run.num_bad_met)
+    progress = f"{run.num_steps_done} steps done"
+    if run.num_steps_done:
+        progress += f"   the last in epoch {run.epoch}, from position {run.position}"
     lines = rows(
         [
             ("run", f"{shortened(run.run_folder, 49)}   {'going on' if run.is_running else 'not going on'}"),
             *([("ended", brief(str(run.ended), 2 * MAX_REASON))] if run.ended and event else []),
-            ("progress", f"step {run.num_steps_done}   epoch {run.epoch}   position {run.position}"),
+            ("progress", progress),
             ("attempts", str(run.attempts)),
             ("last event", brief(last)),
             ("checkpoint", checkpoint),

@@ -251,7 +251,7 @@ def test_a_run_that_is_not_going_on_is_read_from_its_files(run_folder: Path) -> 
     assert (run.num_steps_done, run.attempts, run.num_bad_samples, run.num_bad_met) == (25, 2, 2, 4)
     for part in (
         "not going on",
-        "step 25   epoch 3",
+        "25 steps done   the last in epoch 3, from position ",
         "training_ended (step 25)",
         "2 replaced by others (4 times)",
         "checkpoints/step-00000020",
@@ -301,7 +301,7 @@ def test_a_run_that_is_not_going_on_says_how_it_ended(
 def test_a_run_that_was_killed_at_once_is_told_too(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("")
     text = "\n".join(line.plain for line in summary_lines(read_run(tmp_path)))
-    assert "step 0 " in text
+    assert "0 steps done" in text
     assert "nothing was written down" in text
 
 
