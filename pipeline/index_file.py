@@ -12,6 +12,9 @@ A new scan is made when a witness (each folder that was listed, the CSV of a man
 size; with `content`, also when any file has. NOT noticed otherwise: a file rewritten in place, until it is read
 and has another size. To force a new scan, `touch` the folder or the CSV, or delete the cache folder. Change times
 (ctime) can't be set back, as mtimes are by tar and rsync. They are no part of the fingerprint.
+
+A scan that finds other samples gets a file of its own: a run that began with the earlier ones goes by theirs, and a
+worker that starts days later must still find it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ import struct
 import time
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,12 @@ _PREFIX = struct.Struct("<8s16sQ")
 UNSETTLED_NS = 2_000_000_000
 """A witness that changed less than 2 s before the scan may change again within one tick of its clock (some network
 file systems count whole seconds), so such an index is not trusted a second time. Git guards its index so too."""
+NUM_KEPT = 8
+"""Indexes of one configuration that stay however old they are: runs whose workers live for months still find theirs."""
+KEPT_S = 30 * 24 * 3600.0
+"""... and all that a process has opened within 30 days: each worker that starts opens its own, and jobs run for days.
+By time and not by locks, since a run whose workers are all dead holds none. Costs a stale index (about 60 MB for a
+million files) for each time in a month that the data changed between two starts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,19 +181,14 @@ def cache_key(parts: dict[str, Any]) -> str:
 def cached_index(key: str, build: Callable[[], IndexBuilder], wanted: str = "") -> tuple[Index, Path]:
     """The index under `key`, and its file: `build` runs only if there is none that is whole and fresh.
 
-    An index whose fingerprint is `wanted` need not be fresh: it is the one that a run goes by, to its end.
+    An index whose fingerprint is `wanted` need not be fresh: it is the one that a run goes by, to its end, whatever
+    other indexes are made under the same key meanwhile.
     Of several processes that start at once, one builds while the others wait, then map what it made.
     """
-    file = cache_folder() / f"{key}.index"
-    index = open_index(file, wanted=wanted)
-    if index is None:
-        with lock(file):
-            index = open_index(file, wanted=wanted)
-            if index is None:
-                write_index(file, build())
-                index = open_index(file, trusted=True)
-    assert index is not None, f"{file} can't be read back"
-    return index, file
+    if (kept := _kept_index(key, wanted)) is not None:
+        return kept
+    with lock(cache_folder() / f"{key}.index"):
+        return _kept_index(key, wanted) or _new_index(key, build())
 
 
 def open_index(file: Path, *, trusted: bool = False, wanted: str = "") -> Index | None:
@@ -212,8 +216,8 @@ def open_index(file: Path, *, trusted: bool = False, wanted: str = "") -> Index 
     return index if trusted or index.files_are_unchanged() else None
 
 
-def write_index(file: Path, builder: IndexBuilder) -> None:
-    """Writes the index; callers hold `lock(file)`."""
+def write_index(key: str, builder: IndexBuilder) -> Path:
+    """The file of an index, written: equal samples give the same name. Callers hold the key's lock."""
     sections = builder.sections()
     fingerprint = _fingerprint(builder, sections)
     sections.append(np.asarray(builder.changed_ns).astype("<i8").tobytes())
@@ -232,13 +236,15 @@ def write_index(file: Path, builder: IndexBuilder) -> None:
     checksum = xxhash.xxh3_128()
     for part in covered:
         checksum.update(part)
+    file = cache_folder() / f"{key}-{fingerprint}.index"
     write_atomically(file, [MAGIC, checksum.digest(), *covered])
+    return file
 
 
 def write_atomically(file: Path, parts: list[bytes]) -> None:
     """Replaces `file` in one step: whoever opens it finds all of the old or all of the new.
 
-    Callers hold `lock(file)`, so the temporary name is theirs, and what a killed writer left is written over.
+    Callers hold the lock, so the temporary name is theirs, and what a killed writer left is written over.
     """
     temporary = file.with_name(f"{file.name}.tmp")
     try:
@@ -263,6 +269,54 @@ def printable(name: bytes) -> str:
     """A file name as a message may show it: on one line and valid UTF-8, odd bytes and characters as escapes."""
     text = name.decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _kept_index(key: str, wanted: str) -> tuple[Index, Path] | None:
+    for file in _candidates(key, wanted):
+        if (index := open_index(file, wanted=wanted)) is not None:
+            with suppress(OSError):  # removed since: what is mapped stays readable
+                os.utime(file)
+            return index, file
+    return None
+
+
+def _candidates(key: str, wanted: str) -> list[Path]:
+    """The file of `wanted` first, then those that were used last.
+
+    No path is made of `wanted`: a peer sent it. No more than a few, since each is read whole: a fresh one is always
+    the newest but for late workers of earlier runs, and one that is missed is only made again.
+    """
+    files = _by_last_use(key)
+    return [*(file for file in files if file.name == f"{key}-{wanted}.index"), *files[:NUM_KEPT]]
+
+
+def _by_last_use(key: str) -> list[Path]:
+    """Every index under `key`, the one that was used last first; also those of older versions."""
+    return sorted(cache_folder().glob(f"{key}*.index"), key=_used_s, reverse=True)
+
+
+def _used_s(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # another process has pruned it
+        return 0.0
+
+
+def _prune(key: str) -> None:
+    """Remove the indexes that nobody has used for long, and what a killed writer left; callers hold the key's lock."""
+    for file in _by_last_use(key)[NUM_KEPT:]:
+        if time.time() - _used_s(file) > KEPT_S:
+            file.unlink(missing_ok=True)
+    for left in cache_folder().glob(f"{key}*.index.tmp"):
+        left.unlink(missing_ok=True)
+
+
+def _new_index(key: str, builder: IndexBuilder) -> tuple[Index, Path]:
+    file = write_index(key, builder)
+    _prune(key)
+    index = open_index(file, trusted=True)
+    assert index is not None, f"{file} can't be read back"
+    return index, file
 
 
 def _fingerprint(builder: IndexBuilder, sections: list[bytes]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,17 +145,59 @@ def test_files_that_come_and_go_are_noticed_at_the_next_start(tmp_path: Path, ch
 
 @pytest.mark.usefixtures("settled")
 @pytest.mark.parametrize("change", [add, remove, rename, add_class])
-def test_a_run_goes_by_the_index_it_began_with_until_another_is_made(
+def test_a_run_goes_by_the_index_it_began_with_whoever_makes_another(
     tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
-    """Else a file that comes or goes while a job runs would end it at the next worker's start."""
+    """Else a file that comes or goes while a job runs would end it at the next worker's start: at once, or once
+    `headrace check` or another job has looked at the folder."""
     config = FolderSource(path=write(tmp_path / "data", "a/1.jpg", "a/deep/2.jpg", "a/deep/4.jpg"))
     before = open_source(config)
     change(config.path)
-    late = open_source(config, before.fingerprint)
-    assert names_of(before) == names_of(late)
-    assert before.fingerprint == late.fingerprint
-    assert before.fingerprint != open_source(config, "some other run's").fingerprint
+    for _ in range(2):
+        late = open_source(config, before.fingerprint)
+        assert names_of(before) == names_of(late)
+        assert before.fingerprint == late.fingerprint
+        other = open_source(config)
+        assert before.fingerprint != other.fingerprint
+        assert other.fingerprint == open_source(config, "some other run's").fingerprint
+
+
+@pytest.mark.usefixtures("settled")
+def test_only_indexes_that_nobody_used_for_long_are_removed(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor the newest few, and what a killed writer left. A scan that finds the same samples adds no file."""
+    monkeypatch.setattr(index_file, "NUM_KEPT", 2)
+    config = FolderSource(path=write(tmp_path / "data", "a/0.jpg"))
+    made: list[Source] = []
+    for number in range(5):
+        write(config.path, f"a/{number}.jpg")
+        made.append(open_source(config))
+    assert len(list(cache.glob("*.index"))) == 5
+    (cache / f"{next(cache.glob('*.index')).name}.tmp").write_bytes(b"half")
+    long_ago = time.time() - index_file.KEPT_S - 60
+    for file in cache.glob("*.index"):
+        os.utime(file, (long_ago, long_ago))
+    assert open_source(config, made[0].fingerprint).fingerprint == made[0].fingerprint  # so it is used again
+    (config.path / "a/1.jpg").unlink()
+    made.append(open_source(config))
+    assert sorted(file.stem[33:] for file in cache.glob("*.index")) == sorted(
+        [made[0].fingerprint, made[-1].fingerprint]
+    )
+    assert not list(cache.glob("*.tmp"))
+    assert names_of(made[2]) == ["a/0.jpg", "a/1.jpg", "a/2.jpg"], "what is removed stays readable where it is open"
+    os.utime(config.path / "a")
+    open_source(config)
+    assert len(list(cache.glob("*.index"))) == 2
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_peers_fingerprint_never_becomes_a_path(tmp_path: Path, cache: Path) -> None:
+    config = FolderSource(path=write(tmp_path / "data", "a/1.jpg"))
+    right = open_source(config).fingerprint
+    (file,) = cache.glob("*.index")
+    for wanted in ("*", "/../../x", f"/../{file.name}", "\0", "x" * 5000):
+        assert right == open_source(config, wanted).fingerprint
 
 
 @pytest.mark.usefixtures("settled")
