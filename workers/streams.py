@@ -32,6 +32,9 @@ from workers.unserved import CannotServe
 StreamId = tuple[str, int]
 SourceId = tuple[str, str]
 """Name and fingerprint."""
+MAX_IDLE_SOURCES = 4
+"""Sources without a stream that stay open while any stream is. Evaluation passes come and go, and a source of the
+user's own may take long to open; four are those of a few jobs at once. Chosen, not measured."""
 
 
 class OpenStreams:
@@ -50,7 +53,8 @@ class OpenStreams:
         self._worker = worker
         self._progress = progress
         self._sources: dict[SourceId, Source] = {}
-        """Of open streams. By fingerprint too: a folder that has changed since is another source, for another job."""
+        """Of open streams, and the last few others; the one that was asked for last stands last. By fingerprint too:
+        a folder that has changed since is another source, for another job."""
         self._streams: dict[StreamId, OpenStream] = {}
         self._recipes: dict[StreamId, dict[str, Recipe]] = {}
         self._producers: dict[StreamId, Producer] = {}
@@ -69,13 +73,11 @@ class OpenStreams:
         }
 
     def close(self, stream: StreamId) -> None:
-        """Forget a stream, and what no other open stream needs."""
+        """Forget a stream, and what no other open stream needs; a few sources stay for the next of its kind."""
         self._streams.pop(stream, None)
         self._recipes.pop(stream, None)
         self._producers.pop(stream, None)
-        specs = [message.spec for message in self._streams.values()]
-        needed = {(spec.source, spec.source_fingerprint) for spec in specs}
-        self._sources = {key: source for key, source in self._sources.items() if key in needed}
+        self._forget_sources()
         self._forget_chains()
 
     def is_open(self, stream: StreamId, recipe: str) -> bool:
@@ -130,6 +132,14 @@ class OpenStreams:
             )
             return (Location.of(problem),)
 
+    def _forget_sources(self) -> None:
+        """All of them with the last stream: a pool that stands idle for months holds no memory, no connection."""
+        specs = [message.spec for message in self._streams.values()]
+        needed = {(spec.source, spec.source_fingerprint) for spec in specs}
+        idle = [key for key in self._sources if key not in needed]
+        for key in idle[:-MAX_IDLE_SOURCES] if self._streams else idle:
+            del self._sources[key]
+
     def _forget_chains(self) -> None:
         """What no lease or probe will name any more, as far as OpenStream messages tell."""
         needed = {digest for recipes in self._recipes.values() for digest in recipes}
@@ -156,8 +166,9 @@ class OpenStreams:
 
     def _source(self, spec: StreamSpec) -> Source:
         """The stream's source, open; CannotServe if it is missing here, or is another one."""
-        known = self._sources.get((spec.source, spec.source_fingerprint))
+        known = self._sources.pop((spec.source, spec.source_fingerprint), None)
         if known is not None:
+            self._sources[spec.source, spec.source_fingerprint] = known
             return known
         if spec.source not in self._source_configs:
             expected = f"one of {', '.join(self._source_configs) or 'no sources'}"

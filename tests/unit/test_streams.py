@@ -107,6 +107,38 @@ def test_what_no_open_stream_needs_is_dropped(bench: Bench) -> None:
         assert expected == alive()
 
 
+def test_a_source_is_opened_once_for_all_the_evaluation_passes_of_a_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A factory of the user's own may connect to a database, and each pass is a stream of its own."""
+    opened = []
+    monkeypatch.setattr(streams_module, "open_source", lambda *args: opened.append(0) or open_source(*args))
+    bench.probe(bench.open("train", bench.write(8)))
+    held_out = bench.write(12)
+    for number in range(5):
+        stream = bench.open(f"eval {number}", held_out)
+        bench.probe(stream)
+        bench.streams.close(stream)
+    assert len(opened) == 2
+
+
+def test_sources_that_no_open_stream_needs_are_kept_to_a_few(bench: Bench) -> None:
+    """A pool sees many jobs, and one of them may run for months; those that were used last stay."""
+    train = bench.open("train", bench.write(100))
+    bench.probe(train)
+    fingerprints = []
+    for number in [1, 2, 3, 4, 5, 2, 6]:
+        source = bench.write(4 * number)
+        stream = bench.open("eval", source)
+        bench.probe(stream)
+        bench.streams.close(stream)
+        fingerprints.append(source.fingerprint)
+    kept = [fingerprint for _, fingerprint in bench.streams._sources]
+    assert kept[1:] == [fingerprints[number] for number in (3, 4, 5, 6)]
+    bench.streams.close(train)
+    assert not bench.streams._sources
+
+
 def test_a_stream_that_is_swapped_keeps_the_chains_it_still_names_and_no_others(bench: Bench) -> None:
     """A job of days is swapped hundreds of times, and each worker is told each time what may still come."""
     source = bench.write(8)
