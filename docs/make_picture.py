@@ -21,7 +21,7 @@ TILE, GAP = 96, 6
 def main() -> None:
     """Write the picture beside this file."""
     job = load_job(Path("configs/jobs/quickstart.yaml"))
-    source = open_source(job.config.sources["photos"])
+    source = open_source(job.config.sources["photos"], job.path.parent)
     chain = compile_chain(job.train)
     per_class = len(source) // len(source.classes)
     columns = []

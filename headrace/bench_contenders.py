@@ -186,8 +186,9 @@ def _make_samples(job: Job, number: int, pipe: Connection) -> None:
 def _plain_samples(job: Job) -> PlainSamples:
     from workers.chain_plain import PlainSamples  # not above: this pipeline's trainer must not have albumentations
 
-    plugins = {plugin_name(name): load_module(name, job.path.absolute().parent) for name in job.config.plugins}
-    return PlainSamples(job.train, open_source(job.config.sources[job.config.train.source]), plugins)
+    base = job.path.absolute().parent
+    plugins = {plugin_name(name): load_module(name, base) for name in job.config.plugins}
+    return PlainSamples(job.train, open_source(job.config.sources[job.config.train.source], base), plugins)
 
 
 CONTENDERS = {

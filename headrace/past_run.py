@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem, RunFailed
-from pipeline.job import SourceConfig
+from pipeline.job import PluginSource, SourceConfig
 from pipeline.json_lines import iter_lines
 from pipeline.quarantine import attempts_at
 from pipeline.recipe import Recipe
@@ -67,7 +67,7 @@ def look_up(run: Path, step: int, source_arguments: Sequence[str], base: Path) -
     job = _with_sources(load_run_job(run), source_arguments)
     record = _record(run, step)
     section = job.config.train
-    source = _open(run, job, section.source, _source_fingerprint(run, section.source))
+    source = _open(run, job, section.source, _source_fingerprint(run, section.source), base)
     entries = read_timeline(run)
     if not entries:
         raise RunFailed(
@@ -113,11 +113,13 @@ def _with_sources(job: Job, arguments: Sequence[str]) -> Job:
     return replace(job, config=job.config.model_copy(update={"sources": sources}))
 
 
-def _open(run: Path, job: Job, name: str, fingerprint: str) -> Source:
+def _open(run: Path, job: Job, name: str, fingerprint: str, base: Path) -> Source:
     """The source as it was in the run; ConfigError if it is not there, or has other samples now."""
     way_out = f"name the place where it lies now, or a copy from then: --source {name}=DIR"
+    if isinstance(job.config.sources[name], PluginSource):
+        way_out = "name the folder that its factory is in, which was the job's: --base FOLDER"
     try:
-        source = open_source(job.config.sources[name], fingerprint)
+        source = open_source(job.config.sources[name], base, fingerprint)
     except ConfigError as error:
         raise ConfigError(
             problem if problem.line else replace(problem, path=f"sources.{name}", way_out=way_out)

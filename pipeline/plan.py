@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import ConfigError, Problem
@@ -123,7 +124,7 @@ def _ends(section: TrainStream | EvalStream, num_samples: int) -> tuple[LastBatc
 def open_job_source(config: JobConfig, job_file: str, line: int, name: str) -> Source:
     """The job's source of that name; what is wrong with it is located in the job file, unless in a file of its own."""
     try:
-        return open_source(config.sources[name])
+        return open_source(config.sources[name], Path(job_file).absolute().parent)
     except ConfigError as error:
         raise ConfigError(
             problem

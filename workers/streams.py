@@ -49,6 +49,7 @@ class OpenStreams:
         progress: ProgressSlot | None = None,
     ) -> None:
         self._source_configs = sources
+        self._base = base
         self._plugins: dict[str, ModuleType] = {plugin_name(name): load_module(name, base) for name in plugins}
         self._worker = worker
         self._progress = progress
@@ -176,7 +177,7 @@ class OpenStreams:
             raise _unserved(spec.source, expected, spec.source, way_out)
         self._begin(OPENING)
         try:
-            source = open_source(self._source_configs[spec.source], spec.source_fingerprint)
+            source = open_source(self._source_configs[spec.source], self._base, spec.source_fingerprint)
         except ConfigError as error:
             raise CannotServe(error.problems) from error
         if source.fingerprint != spec.source_fingerprint or len(source) != spec.num_samples:

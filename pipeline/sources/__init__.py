@@ -34,9 +34,10 @@ __all__ = ["RawSample", "Source", "open_source", "parse_source_argument"]
 _FORMS = "NAME=DIR, NAME=file.csv, NAME=x.npz, NAME=digits or NAME={json of the source}"
 
 
-def open_source(config: SourceConfig, wanted: str = "") -> Source:
+def open_source(config: SourceConfig, base: Path, wanted: str = "") -> Source:
     """The source of one configuration; equal content gives equal fingerprints wherever it lies.
 
+    `base`: the folder that a plug-in's factory is looked for in, which is that of the job file.
     `wanted`: the fingerprint a run goes by. An index with it is used even if files have come or gone since, so that
     a worker that starts late sees the samples its run began with; a missing one is then a failed read.
     """
@@ -50,7 +51,7 @@ def open_source(config: SourceConfig, wanted: str = "") -> Source:
         case DigitsSource():
             return open_digits(config)
         case PluginSource():
-            return open_plugin(config)
+            return open_plugin(config, base)
 
 
 def parse_source_argument(text: str) -> tuple[str, SourceConfig]:

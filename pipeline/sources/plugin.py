@@ -1,6 +1,6 @@
 """The `plugin` source: an object of the source protocol, made by the user's own factory.
 
-In:  a `PluginSource`.
+In:  a `PluginSource`, the folder that its factory is looked for in.
 Out: what the factory returned, checked once for the protocol's shape.
 Never catches what `read` raises: OSError, MemoryError and SampleError mean what the protocol says.
 """
@@ -16,9 +16,9 @@ from pipeline.sources.protocol import Source
 from pipeline.user_code import load_attribute
 
 
-def open_plugin(config: PluginSource) -> Source:
+def open_plugin(config: PluginSource, base: Path) -> Source:
     """The factory's object; a factory that fails or returns something else is a ConfigError naming it."""
-    factory = load_attribute(config.factory, Path.cwd())
+    factory = load_attribute(config.factory, base)
     if not callable(factory):
         _refuse(config, "a function or class", type(factory).__name__)
     try:

@@ -60,7 +60,7 @@ def test_a_source_that_is_missing_or_another_one_is_declined_with_the_place(
         assert (declined.worker, declined.stream, declined.incarnation) == ("w1", "s", 1)
         assert [(problem.file, problem.path) for problem in declined.problems] == [("--source", "photos")]
 
-    def nothing_there(config: SourceConfig, wanted: str) -> typing.NoReturn:
+    def nothing_there(config: SourceConfig, base: Path, wanted: str) -> typing.NoReturn:
         raise ConfigError(Problem(file="/photos", line=0, path="", expected="a folder", got="nothing there"))
 
     monkeypatch.setattr(streams_module, "open_source", nothing_there)

@@ -80,7 +80,8 @@ def test_the_images_open_as_folder_sources_with_the_same_classes(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     demo_data(tmp_path / "demo")
-    train, held_out = (open_source(FolderSource(path=tmp_path / "demo" / part)) for part in ("train", "held_out"))
+    folders = [tmp_path / "demo" / part for part in ("train", "held_out")]
+    train, held_out = (open_source(FolderSource(path=folder), tmp_path) for folder in folders)
     assert train.classes == held_out.classes == tuple(sorted(photograph.name for photograph in PHOTOGRAPHS))
     assert (len(train), len(held_out)) == (18, 12)
     for index in range(len(train)):

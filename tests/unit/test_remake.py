@@ -44,7 +44,7 @@ def job(tmp_path: Path) -> Job:
 
 
 def remaker(job: Job, quarantined: dict[int, int] | None = None) -> tuple[Remaker, Source, Timeline]:
-    source = open_source(job.config.sources["photos"])
+    source = open_source(job.config.sources["photos"], job.path.parent)
     entry = TimelineEntry(start=0, step=0, recipe=job.train.digest, batch_size=BATCH_SIZE)
     timeline = Timeline([entry], num_samples=len(source), last_batch="drop", end_position=2 * len(source))
     return Remaker(job, source, timeline, job.path.parent, quarantined or {}), source, timeline

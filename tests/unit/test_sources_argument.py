@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,10 +108,22 @@ def plugin(folder: Path, name: str, **options: object) -> PluginSource:
 
 
 def test_a_factory_makes_a_source_with_its_options(tmp_path: Path) -> None:
-    source = open_source(plugin(tmp_path, "Squares", side=2))
+    source = open_source(plugin(tmp_path, "Squares", side=2), tmp_path)
     sample = source.read(3)
     assert (len(source), source.fingerprint, source.describe(3)) == (10, "squares", "square 3")
     assert (sample.data.shape, sample.label) == ((2, 2), 1)
+
+
+@pytest.mark.parametrize("reference", ["squares_beside_the_job:Squares", "squares_beside_the_job.py:Squares"])
+def test_a_factory_is_looked_for_beside_the_job_wherever_the_command_runs(
+    reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs/squares_beside_the_job.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    assert len(open_source(PluginSource(factory=reference), tmp_path / "jobs")) == 10
+    sys.modules.pop("squares_beside_the_job", None)
 
 
 @pytest.mark.parametrize(
@@ -130,5 +143,5 @@ def test_a_factory_that_makes_no_source_is_refused(
     tmp_path: Path, name: str, options: dict[str, object], expected: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        open_source(plugin(tmp_path, name, **options))
+        open_source(plugin(tmp_path, name, **options), tmp_path)
     assert expected in str(caught.value)

@@ -38,7 +38,7 @@ class Bench:
         """The source, changed, as a trainer opens it."""
         images = np.zeros((num_samples, 4, 4, 3), np.uint8)
         np.savez(self.config.path, images=images, labels=np.arange(num_samples))
-        return open_source(self.config)
+        return open_source(self.config, self.config.path.parent)
 
     def open(self, name: str, source: Source, recipe: Recipe = FLIP) -> StreamId:
         spec = StreamSpec(

@@ -171,7 +171,7 @@ def test_streams_of_a_dispatcher_that_is_gone_are_closed_unless_the_new_one_spea
 def _unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenStreams:
     """The streams of a worker whose source can't be opened just now."""
 
-    def open_source(config: SourceConfig, wanted: str) -> typing.NoReturn:
+    def open_source(config: SourceConfig, base: Path, wanted: str) -> typing.NoReturn:
         raise OSError(errno.ESTALE, "stale file handle")
 
     monkeypatch.setattr(streams_module, "open_source", open_source)
@@ -192,7 +192,7 @@ def test_memory_that_runs_out_before_a_sample_gives_the_lease_back(
 ) -> None:
     """The slice's own array is the largest that a worker asks for."""
 
-    def no_memory(config: SourceConfig, wanted: str) -> typing.NoReturn:
+    def no_memory(config: SourceConfig, base: Path, wanted: str) -> typing.NoReturn:
         raise MemoryError
 
     monkeypatch.setattr(streams_module, "open_source", no_memory)
