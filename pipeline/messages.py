@@ -18,29 +18,7 @@ import msgspec
 from pipeline.message import PROTOCOL_VERSION, Location, Message
 from pipeline.recipe import BatchSpec, Chain, Recipe
 from pipeline.service_messages import OperatorMessage, PoolBeat, StreamReport, ToOperator, ToPool
-from pipeline.timeline import LastBatch, TimelineEntry
-
-
-class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a stream is: enough for any worker to make any of its slices."""
-
-    source: str
-    """Name that workers map to their own paths."""
-    source_fingerprint: str
-    num_samples: int
-    seed: int
-    shuffle: bool
-    last_batch: LastBatch
-    end_position: int
-    slice_size: int
-    recipes: tuple[Recipe, ...]
-    """All that the timeline names from the head step on; of a run that is swapped for days, not those before it."""
-    timeline: tuple[TimelineEntry, ...]
-    """The whole of it, from the run's first step on."""
-    endpoint: str
-    """Where slices go: the trainer's PULL socket, new for each incarnation."""
-    rank: int = 0
-    world_size: int = 1
+from pipeline.stream_spec import StreamSpec as StreamSpec
 
 
 class Lost(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from pipeline.job import EvalStream, JobConfig, TrainStream
 from pipeline.messages import StreamSpec
 from pipeline.recipe import BatchSpec, Recipe
 from pipeline.sources import Source, open_source
+from pipeline.sources.settings import settings_of
 from pipeline.swaps import schedule
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
 from pipeline.wire import MAX_SLICE_NBYTES, field_nbytes
@@ -105,6 +106,7 @@ def plan_stream(
         recipes=(),
         timeline=tuple(entries),
         endpoint=endpoint,
+        source_settings=settings_of(job.config.sources[section.source]),
     )
     return spec, timeline
 

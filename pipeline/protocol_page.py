@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from pipeline import message, messages, recipe, service_messages, slice_header, timeline, wire
+from pipeline import message, messages, recipe, service_messages, slice_header, stream_spec, timeline, wire
 from pipeline.digests import SAMPLE_DIGEST_NBYTES
 from pipeline.lease_workers import LEASES_IN_HAND
 from pipeline.leases import Leases
@@ -32,7 +32,7 @@ from pipeline.slice_header import SliceHeader
 from pipeline.transport import MAX_IPC_PATH_NBYTES
 
 Struct = type[msgspec.Struct]
-_MODULES = (message, messages, recipe, service_messages, slice_header, timeline)
+_MODULES = (message, messages, recipe, service_messages, slice_header, stream_spec, timeline)
 _DIRECTIONS: tuple[tuple[str, object], ...] = (
     ("From a worker (or, for WorkerDied, its pool) to the dispatcher", messages.WorkerMessage),
     ("From the dispatcher to a worker", messages.ToWorker),

@@ -69,10 +69,11 @@ LIFE = """\
    `OpenStream` may come again.
 4. **OpenStream** comes before the first lease or probe of a stream, and again when there is more to know of it
    (another recipe, another batch spec): the newest replaces the others. Open the source by the *name* in
-   `spec.source`, which the worker's own command line maps to a folder; compare its fingerprint with
-   `spec.source_fingerprint`, and answer work with `StreamDeclined` where it differs, or where a plug-in of the recipe
-   is missing: no more of the stream comes then, others make it. `CloseStream` ends it. A lease or probe of a stream
-   that was never opened, or under a recipe that the last `OpenStream` did not have, is answered with `AskStream`.
+   `spec.source`, which the worker's own command line maps to a folder, under `spec.source_settings` (a split, say)
+   where that command line has none of its own; compare its fingerprint with `spec.source_fingerprint`, and answer
+   work with `StreamDeclined` where it differs, or where a plug-in of the recipe is missing: no more of the stream
+   comes then, others make it. `CloseStream` ends it. A lease or probe of a stream that was never opened, or under a
+   recipe that the last `OpenStream` did not have, is answered with `AskStream`.
 5. **Probe.** Build the recipe, try it on samples spread over an epoch, leave out the positions of `skip`. Answer with
    `ProbeAnswer`: the `BatchSpec` of what comes out, or located problems if the chain is wrong. If a read failed, say
    `ProbeFailed`.

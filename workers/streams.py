@@ -2,7 +2,8 @@
 
 In:  OpenStream messages; leases and probes that refer to them.
 Out: slices; answers to probes.
-Opens only sources and plug-ins that its own command line named, never what a peer sends.
+Opens only sources and plug-ins that its own command line named, never what a peer sends; of a source, a stream may say
+which samples it means (`pipeline/sources/settings.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pipeline.recipe import BatchSpec, Decode, Recipe
 from pipeline.slice_header import SliceHeader
 from pipeline.sources import open_source
 from pipeline.sources.protocol import Source
+from pipeline.sources.settings import other_argument, with_settings
 from pipeline.user_code import load_module, plugin_name
 from workers.chain import CompiledChain, compile_chain
 from workers.produce import Producer, ReadFailed, StreamIsBroken
@@ -177,7 +179,8 @@ class OpenStreams:
             raise _unserved(spec.source, expected, spec.source, way_out)
         self._begin(OPENING)
         try:
-            source = open_source(self._source_configs[spec.source], self._base, spec.source_fingerprint)
+            config = with_settings(self._source_configs[spec.source], spec.source_settings)
+            source = open_source(config, self._base, spec.source_fingerprint)
         except ConfigError as error:
             raise CannotServe(error.problems) from error
         if source.fingerprint != spec.source_fingerprint or len(source) != spec.num_samples:
@@ -185,10 +188,17 @@ class OpenStreams:
                 spec.source,
                 f"{spec.num_samples} samples, fingerprint {spec.source_fingerprint[:16]}, as where the trainer runs",
                 f"{len(source)} samples, fingerprint {source.fingerprint[:16]}",
-                f"make both folders equal, or name the right one with --source {spec.source}=DIR",
+                _way_to_the_same_samples(config, spec),
             )
         self._sources[spec.source, spec.source_fingerprint] = source
         return source
+
+
+def _way_to_the_same_samples(config: SourceConfig, spec: StreamSpec) -> str:
+    if argument := other_argument(spec.source, config, spec.source_settings):
+        return f"start the workers with {argument}, as the job has it"
+    undo = "undo what was added, removed or resized on one side, perhaps since the run began"
+    return f"{undo}; or name the right place with --source {spec.source}=DIR"
 
 
 def _unserved(name: str, expected: str, got: str, way_out: str) -> CannotServe:

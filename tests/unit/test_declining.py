@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import messages as m
 from pipeline.errors import ConfigError, Problem
-from pipeline.job import SourceConfig
+from pipeline.job import DigitsSource, SourceConfig
 from tests.unit.test_worker import BATCH_SPEC, RECIPE, SPEC, Wire, lease
 from workers import streams as streams_module
 from workers.control import Control
@@ -32,7 +32,7 @@ def _control(tmp_path: Path) -> typing.Iterator[Control]:
 
 
 def opened(tmp_path: Path, *sources: str) -> OpenStreams:
-    streams = OpenStreams(dict.fromkeys(sources, typing.cast(typing.Any, None)), (), tmp_path, "w1")
+    streams = OpenStreams(dict.fromkeys(sources, DigitsSource()), (), tmp_path, "w1")
     streams.open(m.OpenStream(spec=SPEC, batch_specs={RECIPE.digest: BATCH_SPEC}, **HERE))
     return streams
 

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from pipeline.job import ArraysSource
+from pipeline.job import ArraysSource, SplitByHash
 from pipeline.lease_events import BUILDING, OPENING
 from pipeline.messages import Lease, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Chain, ChainNode, Recipe
@@ -40,11 +40,11 @@ class Bench:
         np.savez(self.config.path, images=images, labels=np.arange(num_samples))
         return open_source(self.config, self.config.path.parent)
 
-    def open(self, name: str, source: Source, recipe: Recipe = FLIP) -> StreamId:
+    def open(self, name: str, source: Source, recipe: Recipe = FLIP, **settings: Any) -> StreamId:
         spec = StreamSpec(
             source="photos", source_fingerprint=source.fingerprint, num_samples=len(source), seed=0, shuffle=True,
             last_batch="drop", end_position=len(source), slice_size=4, recipes=(recipe,), endpoint="ipc:///nowhere",
-            timeline=(TimelineEntry(start=0, step=0, recipe=recipe.digest, batch_size=4),),
+            timeline=(TimelineEntry(start=0, step=0, recipe=recipe.digest, batch_size=4),), source_settings=settings,
         )  # fmt: skip
         self.streams.open(OpenStream(stream=name, incarnation=1, spec=spec))
         return name, 1
@@ -79,6 +79,27 @@ def test_a_source_that_is_not_the_trainers_is_no_fault_of_the_stream(bench: Benc
     assert "--source photos=DIR" in raised.value.problems[0].way_out
     bench.write(12)
     bench.probe(stream)
+
+
+def test_a_worker_that_was_given_a_place_alone_takes_the_jobs_split(bench: Bench, tmp_path: Path) -> None:
+    """Or it would have all samples, and say that folders which are equal are not."""
+    bench.write(40)
+    split = SplitByHash(part="held_out")
+    wanted = open_source(bench.config.model_copy(update={"split": split}), tmp_path)
+    stream = bench.open("s", wanted, split=split.model_dump())
+    bench.probe(stream)
+    bench.open("t", bench.write(41), split={"part": "both"})
+    with pytest.raises(CannotServe, match="source_settings"):
+        bench.probe(("t", 1))
+    bench.write(40)
+    spelled_out = bench.config.model_copy(update={"split": SplitByHash(part="train")})
+    bench.streams = OpenStreams({"photos": spelled_out}, (), tmp_path, "w2")
+    bench.open("s", wanted, split=split.model_dump())
+    with pytest.raises(CannotServe) as raised:
+        bench.probe(stream)
+    path, asked = str(bench.config.path), '"split": {"part": "held_out", "held_out": 0.2, "salt": ""}'
+    way_out = f"""--source 'photos={{"kind": "arrays", "path": "{path}", {asked}}}'"""
+    assert way_out in raised.value.problems[0].way_out
 
 
 def test_a_source_that_is_missing_here_is_no_fault_of_the_stream(bench: Bench) -> None:

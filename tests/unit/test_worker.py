@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import messages as m
-from pipeline.job import SourceConfig
+from pipeline.job import DigitsSource, SourceConfig
 from pipeline.recipe import BatchSpec, Chain, FieldSpec, Recipe
 from pipeline.timeline import TimelineEntry
 from pipeline.wire import decode_message, encode_message
@@ -175,7 +175,7 @@ def _unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenStreams:
         raise OSError(errno.ESTALE, "stale file handle")
 
     monkeypatch.setattr(streams_module, "open_source", open_source)
-    streams = OpenStreams({"photos": typing.cast(typing.Any, None)}, (), tmp_path, "w1")
+    streams = OpenStreams({"photos": DigitsSource()}, (), tmp_path, "w1")
     streams.open(m.OpenStream(stream="s", incarnation=1, spec=SPEC, batch_specs={RECIPE.digest: BATCH_SPEC}))
     return streams
 
