@@ -31,6 +31,7 @@ def main() -> None:
     _listen_for_signals()
     try:
         with own_house():
+            _take_kernels_of_workers()
             _run()
     except KeyboardInterrupt:
         sys.exit(_exit_interrupted())
@@ -39,6 +40,13 @@ def main() -> None:
             raise
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _take_kernels_of_workers() -> None:
+    """Before any subcommand imports NumPy: what it makes in this process then has the bytes of workers' samples."""
+    from headrace.worker_conditions import take_kernels_of_workers
+
+    take_kernels_of_workers()
 
 
 def _run() -> None:

@@ -6,9 +6,8 @@ Out: what `workers/worker.py` would send.
 
 from __future__ import annotations
 
-import os
-
 from headrace._house import own_house
+from headrace.worker_conditions import take_kernels_of_workers
 from pipeline.config_job import Job
 from pipeline.errors import Problem
 from pipeline.messages import Lease, OpenStream
@@ -16,10 +15,7 @@ from pipeline.recipe import BatchSpec
 from trainer.inline import Made
 
 with own_house():
-    from workers.environment import kernel_environment
-
-    # Before cv2 is imported; where it was already, bytes may differ from those of worker processes.
-    os.environ.update(kernel_environment())
+    take_kernels_of_workers()  # before what makes samples is imported
     from workers.fingerprint import fingerprint
     from workers.produce import ReadFailed
     from workers.streams import OpenStreams

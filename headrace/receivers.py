@@ -17,6 +17,7 @@ from headrace.bad_samples import BadSamples, StreamName
 from headrace.services import Services
 from headrace.standing import StandingServices
 from headrace.stream_report import describe_stream
+from headrace.worker_conditions import differs_from_workers, fingerprint_of_workers, way_out
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
 from pipeline.messages import StreamSpec
@@ -136,16 +137,15 @@ class Receivers:
             from headrace.inline_worker import InlineWorker
         worker = InlineWorker(self._job)
         if fingerprint not in ("", worker.fingerprint):
-            raise ConfigError(
-                Problem(
-                    file="this process",
-                    line=0,
-                    path="libraries",
-                    expected=fingerprint,
-                    got=worker.fingerprint,
-                    way_out="install the versions that the run was begun with: others make other bytes",
-                )
+            raise _other_libraries(fingerprint, worker.fingerprint)
+        if stream == "train" and differs_from_workers(worker.fingerprint):
+            text = (
+                "some transforms make other bytes in this process than in workers\n"
+                f"  here:      {worker.fingerprint}\n"
+                f"  workers:   {fingerprint_of_workers()}\n"
+                f"  to go on: {way_out()}"
             )
+            self._notes.tell("other_kernels", text, on_terminal=True)
         return InlineReceiver(
             stream=self.name(stream),
             incarnation=self._last_incarnation,
@@ -182,3 +182,18 @@ class Receivers:
             self._notes.record("swap_without_effect", note=outcome.text, **fields)
         else:
             self._notes.tell("swap_refused", f"{wish.why}: {outcome}", on_terminal=True, **fields)
+
+
+def _other_libraries(expected: str, got: str) -> ConfigError:
+    """Of a run that was begun with others than this process has."""
+    is_mendable = differs_from_workers(got) and expected == fingerprint_of_workers()
+    versions = "install the versions that the run was begun with: others make other bytes"
+    problem = Problem(
+        file="this process",
+        line=0,
+        path="libraries",
+        expected=expected,
+        got=got,
+        way_out=way_out() if is_mendable else versions,
+    )
+    return ConfigError(problem)

@@ -9,7 +9,6 @@ Shapes: H height, W width, C channels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from headrace._house import own_house
+from headrace.worker_conditions import take_kernels_of_workers
 from pipeline.config_job import Job
 from pipeline.digests import SAMPLE_DIGEST_NBYTES, batch_digest, sample_digest
 from pipeline.errors import ConfigError, Problem
@@ -30,10 +30,7 @@ from pipeline.timeline import BatchRange, Timeline
 from pipeline.user_code import load_module, plugin_name
 
 with own_house():
-    from workers.environment import kernel_environment
-
-    # Before cv2 is imported, as in headrace/inline_worker.py.
-    os.environ.update(kernel_environment())
+    take_kernels_of_workers()  # before what makes samples is imported
     from workers.decode import decode
     from workers.produce import ReadFailed
     from workers.recording import Applied, RecordingChain

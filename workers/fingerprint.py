@@ -92,3 +92,7 @@ def _image(num_rows: int, num_columns: int) -> np.ndarray:
     red, green, blue = rows * 2 + columns, columns * 3, (rows // 12 + columns // 10) % 2 * 200
     texture = (rows * 2654435761 ^ columns * 40503) >> 7 & 15
     return np.stack([(plane + texture) % 256 for plane in (red, green, blue)], axis=-1).astype(np.uint8)
+
+
+if __name__ == "__main__":
+    print(fingerprint())

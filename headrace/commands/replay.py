@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headrace.worker_conditions import run_as_workers_do
 from pipeline.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ def replay(
     base: Annotated[Path, typer.Option(help="The folder that plug-in modules are looked for in.")] = Path(),
 ) -> None:
     """Remake the batch of a past step, verify its digest and show what was applied to each sample."""
-    run_as_workers_do("replay")
     if compare is not None and out is None:
         raise _refusal("--compare", "--out FILE.png beside it", "none", "add one: the comparison is a picture")
     if out is not None:

@@ -24,11 +24,8 @@ def report(
     base: Annotated[Path, typer.Option(help="The folder that plug-in modules are looked for in.")] = Path(),
 ) -> None:
     """Write the page of a run: curves, layers, verdicts, recipes, samples and settings, in one file."""
-    from headrace.worker_conditions import run_as_workers_do
     from trainer.report import require_libraries, write_report
 
-    if samples:
-        run_as_workers_do("report")
     require_libraries()
     from headrace.report_samples import sample_sheets
 

@@ -15,6 +15,7 @@ import pytest
 
 from tests.home import GONE_WITHIN_S, Home, small_job
 from tests.processes import ROOT, run_headrace
+from workers.environment import kernel_environment
 
 SIX_LINES = """\
 from headrace import Stream
@@ -42,7 +43,8 @@ def start_python(home: Home, folder: Path, *arguments: str, script: str = "") ->
     process = subprocess.Popen(
         [sys.executable, "-W", "error", *arguments],
         cwd=folder,
-        env={**os.environ, **home.environment, "PYTHONPATH": str(ROOT)},
+        # With workers' kernels: NumPy has others by itself on some machines, and a stream without workers says so.
+        env={**os.environ, **kernel_environment(), **home.environment, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

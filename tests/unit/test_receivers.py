@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from headrace import receivers as receivers_module
+from headrace import worker_conditions
 from headrace.bad_samples import BadSamples
 from headrace.receivers import Receivers
 from headrace.services import scaled_text
@@ -60,3 +62,21 @@ def test_what_an_operator_has_scaled_is_told_and_what_a_pool_does_by_itself_is_n
 ) -> None:
     """An automatic pool may change its size for days."""
     assert scaled_text(before, now) == text
+
+
+@pytest.mark.parametrize(
+    ("run", "way_out"),
+    [
+        ("numpy=2 probe=workers", "start Python with OPENBLAS_CORETYPE=Haswell, or use worker processes"),
+        ("numpy=1 probe=older", "install the versions that the run was begun with: others make other bytes"),
+    ],
+)
+def test_a_run_that_can_t_go_on_in_this_process_says_what_mends_it(
+    monkeypatch: pytest.MonkeyPatch, run: str, way_out: str
+) -> None:
+    """Other versions are no cure where only NumPy's kernels are others, nor the reverse."""
+    monkeypatch.setattr(worker_conditions, "take_kernels_of_workers", lambda: ("OPENBLAS_CORETYPE=Haswell",))
+    for module in (worker_conditions, receivers_module):
+        monkeypatch.setattr(module, "fingerprint_of_workers", lambda: "numpy=2 probe=workers")
+    error = receivers_module._other_libraries(run, "numpy=2 probe=here")
+    assert [problem.way_out for problem in error.problems] == [way_out]
