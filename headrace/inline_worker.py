@@ -10,7 +10,7 @@ from headrace._house import own_house
 from headrace.worker_conditions import take_kernels_of_workers
 from pipeline.config_job import Job
 from pipeline.errors import Problem
-from pipeline.messages import Lease, OpenStream
+from pipeline.messages import Lease, Lost, OpenStream
 from pipeline.recipe import BatchSpec
 from trainer.inline import Made
 
@@ -38,9 +38,9 @@ class InlineWorker:
         outcome = self._streams.probe(stream, digest)
         return outcome if isinstance(outcome, BatchSpec) else tuple(place.problem() for place in outcome)
 
-    def make(self, lease: Lease) -> Made | tuple[int, str]:
-        """The slice, or the position that could not be read and why."""
+    def make(self, lease: Lease) -> Made | Lost:
+        """The slice, or the sample that could not be read and why."""
         try:
             return self._streams.make(lease)
         except ReadFailed as error:
-            return error.position, str(error)
+            return Lost(position=error.position, attempt=error.attempt, cause=str(error), bad_before=error.bad_before)

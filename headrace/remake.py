@@ -183,10 +183,11 @@ class Remaker:
 
     def _unreadable(self, error: ReadFailed) -> ConfigError:
         (key,) = self._order.keys(error.position, error.position + 1)
+        sample = self._order.substitute(key, error.attempt) if error.attempt else key
         name = self._config.train.source
         return ConfigError(
             Problem(
-                file=self._source.describe(key.sample_index),
+                file=self._source.describe(sample.sample_index),
                 line=0,
                 path=f"sources.{name}, position {error.position}",
                 expected="a sample that can be read, as in the run",

@@ -47,6 +47,7 @@ from pipeline.messages import (
     Join,
     JoinAgain,
     Leaving,
+    Lost,
     OperationAnswer,
     ProbeAnswer,
     ProbeFailed,
@@ -63,14 +64,13 @@ from pipeline.messages import (
     StreamGoodbye,
     TrainerMessage,
     WorkerBeat,
-    WorkerDied,
     WorkerMessage,
 )
 from pipeline.operators import Operators
 from pipeline.pools import Pools
 from pipeline.probing import Probing
 from pipeline.scaling import Scaling
-from pipeline.service_messages import AskScale, AskStatus, AskStop, AskSwap, PoolBeat
+from pipeline.service_messages import AskScale, AskStatus, AskStop, AskSwap, PoolBeat, WorkerDied
 from pipeline.service_status import Rates, service_state, status
 from pipeline.trainer_events import progress, registration
 from pipeline.wire import decode_message
@@ -240,7 +240,8 @@ class Dispatcher:
             case SliceFailed(worker=worker, lease=lease, position=position, cause=cause):
                 log.warning("action=read_failed worker=%s position=%d cause=%s", worker, position, cause)
                 self._note = f"worker {worker} could not read position {position}: {cause}"
-                self._step(SliceGivenBack(worker=worker, lease=lease, position=position, cause=cause), now_s)
+                failed = Lost(position=position, attempt=message.attempt, cause=cause, bad_before=message.bad_before)
+                self._step(SliceGivenBack(worker=worker, lease=lease, failed=failed), now_s)
             case AskStream():
                 self._open_again(message, now_s)
             case StreamDeclined():

@@ -93,6 +93,8 @@ class WorkerGone:
     """True for a crash or a hang, False for a kill from outside or silence."""
     at: tuple[StreamId, int] | None = None
     """Stream and position of the sample it was working on, if known."""
+    attempt: int = 0
+    """Of that sample: 0 if it was working on it itself, 1 on its first substitute, and so on."""
     is_preparing: bool = False
     """It had no sample of a lease in work: it was opening a source, building a chain or trying one, so no slice is to
     blame."""
@@ -106,8 +108,8 @@ class SliceGivenBack:
 
     worker: str
     lease: int
-    position: int
-    cause: str
+    failed: Lost
+    """It is lost if it fails too often."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import takewhile
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from pipeline.lateness import Lateness
 from pipeline.lease_events import StreamBeaten, StreamId, StreamRegistered
 from pipeline.messages import Lost
@@ -79,7 +81,8 @@ class StreamSlices:
         self.lost: dict[int, Lost] = {}
         """By position, until the trainer quarantines that attempt."""
         self._deaths: dict[Range, float] = {}
-        self._failed_reads: dict[int, int] = {}
+        self._failed_reads: dict[tuple[int, int], int] = {}
+        """By position and attempt: a substitute is another sample."""
         self._lateness = Lateness()
         self._refill()
 
@@ -192,8 +195,11 @@ class StreamSlices:
         del self.leased[held]
         return self._wait(held)
 
-    def blame(self, held: Range, worker: str, *, cause: str, by_itself: bool, position: int | None) -> None:
-        """The worker that worked on `held` died; what has outlived too many is split, then lost."""
+    def blame(
+        self, held: Range, worker: str, *, cause: str, by_itself: bool, position: int | None, attempt: int
+    ) -> None:
+        """The worker that worked on `held`, maybe on `attempt` of `position`, died; what has outlived too many is
+        split, then lost."""
         suspect = held if position is None else (position, position + 1)
         is_leased = held in self.leased
         waiting = [part for part in self.give_back(held, worker) if part[0] < suspect[1] and suspect[0] < part[1]]
@@ -206,19 +212,20 @@ class StreamSlices:
         del self._deaths[suspect]
         for part in waiting:
             if suspect[1] - suspect[0] == 1:
-                self._lose(part, suspect[0], cause)
+                self._lose(part, Lost(position=suspect[0], attempt=attempt, cause=cause))
             else:
                 self._replace(part, [(place, place + 1) for place in range(*part)])
 
-    def read_failed(self, held: Range, position: int, worker: str, *, avoid: bool, cause: str, now_s: float) -> None:
+    def read_failed(self, held: Range, failed: Lost, worker: str, *, avoid: bool, now_s: float) -> None:
         """A read failed: try again a little later, up to MAX_READS times; `avoid`: not on that worker for a while."""
-        waiting = next((part for part in self.give_back(held, worker) if position in range(*part)), None)
+        waiting = next((part for part in self.give_back(held, worker) if failed.position in range(*part)), None)
         if waiting is None:
             return
-        failures = self._failed_reads[position] = self._failed_reads.get(position, 0) + 1
+        sample = failed.position, failed.attempt
+        failures = self._failed_reads[sample] = self._failed_reads.get(sample, 0) + 1
         if failures >= MAX_READS:
-            del self._failed_reads[position]
-            self._lose(waiting, position, cause)
+            del self._failed_reads[sample]
+            self._lose(waiting, failed)
         else:
             self._not_before_s[waiting] = now_s + READ_RETRY_S * failures
             self._avoid[waiting] = (worker if avoid else "", now_s + AVOID_S)
@@ -258,11 +265,12 @@ class StreamSlices:
         self.lost = {place: lost for place, lost in self.lost.items() if place < start}
         return [self.leased.pop(held) for held in list(self.leased) if held[0] >= start]
 
-    def _lose(self, held: Range, position: int, cause: str) -> None:
-        start, stop = held
+    def _lose(self, held: Range, lost: Lost) -> None:
+        (start, stop), position = held, lost.position
         self._replace(held, [part for part in ((start, position), (position + 1, stop)) if part[0] < part[1]])
-        attempt = self.quarantined.get(position, 0)
-        self.lost[position] = Lost(position=position, attempt=attempt, cause=cause)
+        # Of a worker that died alone with a sample, nobody may know that it had begun with a substitute.
+        attempt = max(lost.attempt, self.quarantined.get(position, 0))
+        self.lost[position] = replace(lost, attempt=attempt)
 
     def _replace(self, held: Range, parts: list[Range]) -> None:
         self._remove(held)
@@ -328,7 +336,9 @@ class StreamSlices:
         self.head_step, self._head_start = head_step, self._start_of(head_step)
         self._next_step = max(self._next_step, head_step)
         self._deaths = {held: score for held, score in self._deaths.items() if held[1] > self._head_start}
-        self._failed_reads = {place: count for place, count in self._failed_reads.items() if place >= self._head_start}
+        self._failed_reads = {
+            sample: count for sample, count in self._failed_reads.items() if sample[0] >= self._head_start
+        }
 
     def _start_of(self, step: int) -> int:
         return self.timeline.batch(step).start if step < self.timeline.num_steps else self.timeline.end_position

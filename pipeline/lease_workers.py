@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from pipeline.lease_events import BUILDING, IDLE, StreamId, WorkerBeaten, WorkerGone
 from pipeline.lease_stream import Range
-from pipeline.messages import WorkerDied
+from pipeline.service_messages import WorkerDied
 
 LEASES_IN_HAND = 2
 """Leases a worker has at a time: one it works on and one that waits, so that it never idles for a round trip."""
@@ -114,6 +114,7 @@ def death(message: WorkerDied) -> WorkerGone:
         blame=not message.in_peace,
         by_itself=message.by_itself,
         at=(stream, message.position) if message.position >= 0 else None,
+        attempt=message.attempt,
         is_preparing=message.position < IDLE or bool(message.probed),
         building=(stream, message.probed) if message.probed and message.position == BUILDING else None,
     )

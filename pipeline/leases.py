@@ -176,7 +176,14 @@ class Leases:
             stream = self.streams[held.stream]
             if event.blame and not event.is_preparing and number == in_hand:
                 place = event.at[1] if event.at else None
-                stream.blame(held.range, event.worker, cause=event.cause, by_itself=event.by_itself, position=place)
+                stream.blame(
+                    held.range,
+                    event.worker,
+                    cause=event.cause,
+                    by_itself=event.by_itself,
+                    position=place,
+                    attempt=event.attempt,
+                )
                 actions += _lost(stream)
             else:
                 stream.give_back(held.range, event.worker)
@@ -190,12 +197,12 @@ class Leases:
     def _given_back(self, event: SliceGivenBack, now_s: float) -> list[Action]:
         worker = self.workers.get(event.worker)
         held = worker.leases.get(event.lease) if worker else None
-        if worker is None or held is None or event.position not in range(*held.range):
+        if worker is None or held is None or event.failed.position not in range(*held.range):
             return []
         self._end(event.worker, event.lease)
         stream = self.streams[held.stream]
         others = any(name != event.worker for name in self.able_workers(stream.id, stream.source))
-        stream.read_failed(held.range, event.position, event.worker, avoid=others, cause=event.cause, now_s=now_s)
+        stream.read_failed(held.range, event.failed, event.worker, avoid=others, now_s=now_s)
         return _lost(stream)
 
     def _refused(self, event: LeaseRefused) -> None:

@@ -17,7 +17,7 @@ import msgspec
 
 from pipeline.message import PROTOCOL_VERSION, Location, Message
 from pipeline.recipe import BatchSpec, Chain, Recipe
-from pipeline.service_messages import OperatorMessage, PoolBeat, StreamReport, ToOperator, ToPool
+from pipeline.service_messages import OperatorMessage, PoolBeat, StreamReport, ToOperator, ToPool, WorkerDied
 from pipeline.stream_spec import StreamSpec as StreamSpec
 
 
@@ -28,6 +28,8 @@ class Lost(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int
     """0 for the sample itself, 1 for its first substitute, and so on."""
     cause: str
+    bad_before: tuple[str, ...] = ()
+    """What was wrong with the bytes of the attempts just before it, in order."""
 
 
 # trainer -> dispatcher
@@ -141,7 +143,11 @@ class SliceFailed(Message, frozen=True, kw_only=True):
     worker: str
     lease: int
     position: int
+    attempt: int
+    """Whose read failed: 0 for the sample itself, 1 for its first substitute, and so on."""
     cause: str
+    bad_before: tuple[str, ...] = ()
+    """What was wrong with the bytes of the attempts that the lease tried before it, in order."""
 
 
 class AskStream(Message, frozen=True, kw_only=True):
@@ -191,27 +197,6 @@ class ProbeFailed(Message, frozen=True, kw_only=True):
     incarnation: int
     recipe: str
     cause: str
-
-
-# pool -> dispatcher
-
-
-class WorkerDied(Message, frozen=True, kw_only=True):
-    """A worker's process has ended; sent by the pool that started it."""
-
-    worker: str
-    cause: str
-    """Signal or exit code, with the Python frames if it left any."""
-    by_itself: bool
-    """True for a crash or a hang; False for SIGKILL and SIGTERM, which come from outside."""
-    in_peace: bool = False
-    """True if its pool ended it on purpose: nothing it held is to blame."""
-    stream: str = ""
-    incarnation: int = 0
-    position: int = -1
-    """The sample it was working on; -1 if none is known, -2 while it built a chain, -3 while it opened a source."""
-    probed: str = ""
-    """The recipe, if what it was working on was a probe."""
 
 
 # dispatcher -> trainer

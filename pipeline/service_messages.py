@@ -184,6 +184,26 @@ class PoolBeat(Message, frozen=True, kw_only=True):
     """All whose process has not ended, those that have not joined yet included."""
 
 
+class WorkerDied(Message, frozen=True, kw_only=True):
+    """A worker's process has ended; sent by the pool that started it."""
+
+    worker: str
+    cause: str
+    """Signal or exit code, with the Python frames if it left any."""
+    by_itself: bool
+    """True for a crash or a hang; False for SIGKILL and SIGTERM, which come from outside."""
+    in_peace: bool = False
+    """True if its pool ended it on purpose: nothing it held is to blame."""
+    stream: str = ""
+    incarnation: int = 0
+    position: int = -1
+    """The sample it was working on; -1 if none is known, -2 while it built a chain, -3 while it opened a source."""
+    attempt: int = 0
+    """0 if it was working on that sample itself, 1 on its first substitute, and so on."""
+    probed: str = ""
+    """The recipe, if what it was working on was a probe."""
+
+
 # dispatcher -> pool
 
 

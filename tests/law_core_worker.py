@@ -58,8 +58,9 @@ class ByteProducer:
     ) -> tuple[SliceHeader, list[NDArray[np.generic]]]:
         positions = range(lease.start, lease.stop)
         for position in positions:
-            if not self._may_read(position, lease.quarantined.get(position, 0)):
-                raise ReadFailed(position, "I/O error")
+            attempt = lease.quarantined.get(position, 0)
+            if not self._may_read(position, attempt):
+                raise ReadFailed(position, attempt, "I/O error")
         images = np.empty((len(positions), *spec.fields[0].shape), np.uint8)
         for row, position in enumerate(positions):
             images[row] = byte_of(lease.recipe, position, lease.quarantined.get(position, 0))

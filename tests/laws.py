@@ -23,7 +23,7 @@ from pipeline.lease_events import (
     WorkerLeaving,
 )
 from pipeline.leases import Leases
-from pipeline.messages import Lease
+from pipeline.messages import Lease, Lost
 from pipeline.slice_header import SliceHeader
 from pipeline.timeline import BatchRange, Timeline
 from tests.law_parts import (
@@ -185,7 +185,9 @@ class LossySystem:
         if not failed and self.coin.random() < self.faults.flaky:
             failed = [self.coin.randrange(lease.start, lease.stop)]
         if failed:
-            event = SliceGivenBack(worker=worker.name, lease=lease.number, position=failed[0], cause="I/O error")
+            position = failed[0]
+            lost = Lost(position=position, attempt=lease.quarantined.get(position, 0), cause="I/O error")
+            event = SliceGivenBack(worker=worker.name, lease=lease.number, failed=lost)
             self.control.send(FromWorker(worker.name, worker.life, event), now_s)
         else:
             self.data.send(header_of(lease, worker.name), now_s)

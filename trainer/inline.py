@@ -45,8 +45,8 @@ class SliceMaker(Protocol):
     def probe(self, stream: tuple[str, int], digest: str) -> BatchSpec | tuple[Problem, ...]:
         """What a recipe delivers, or why it is refused."""
 
-    def make(self, lease: Lease) -> Made | tuple[int, str]:
-        """The slice, or the position that could not be read and why."""
+    def make(self, lease: Lease) -> Made | Lost:
+        """The slice, or the sample that could not be read and why."""
 
 
 class InlineReceiver:
@@ -169,11 +169,10 @@ class InlineReceiver:
                 quarantined=quarantined,
             )
             made = self._maker.make(lease)
-            if isinstance(made[0], SliceHeader):
+            if not isinstance(made, Lost):
                 return made
-            position, cause = made[0], str(made[1])
             num_failures += 1
             if num_failures % MAX_READS == 0:
-                self._policy.lost([Lost(position=position, attempt=quarantined.get(position, 0), cause=cause)])
+                self._policy.lost([made])
             else:
                 time.sleep(0.1)

@@ -18,6 +18,8 @@ from pipeline.slice_header import QUARANTINED, BadSample
 
 MIN_BAD_BEFORE_FATAL = 10
 
+NOT_KNOWN = "could not be decoded or transformed; how, only the worker knew that its substitute killed"
+
 Record = Callable[[dict[str, Any]], None]
 Identify = Callable[[int, int], tuple[int, str]]
 """Position and attempt -> index in the source and name of the sample that stands there."""
@@ -109,21 +111,24 @@ class BadSamplePolicy:
         """
         with self._lock:
             for lost in losses:
-                if self.quarantined.get(lost.position, 0) > lost.attempt:
+                first = self.quarantined.get(lost.position, 0)
+                if first > lost.attempt:
                     continue
                 index, name = self._identify(lost.position, lost.attempt)
                 if (step := self._trained_at(lost.position)) is not None:
                     raise _not_again(step, lost, name)
-                if not lost.attempt:
-                    self._bad.meet(index)
+                if not first:
+                    self._bad.meet(self._identify(lost.position, 0)[0])
                 # One too many is not quarantined: a run that is resumed reads it again, and may live.
                 if self._on_bad_sample == "substitute" and self.num_bad <= self._limit:
                     # Not `attempt`: that is the run's own, on every line of its files.
                     place = {"position": lost.position, "lost_attempt": lost.attempt}
                     self._quarantine({**place, "index": index, "name": name, "cause": lost.cause})
                     self.quarantined[lost.position] = lost.attempt + 1
-                is_own = not lost.attempt
-                self._tell(name, lost.cause, index, position=lost.position, is_own=is_own, substitute=None)
+                # No slice will bring the notes of those before it: what takes its place is made without them.
+                for attempt, cause in _causes(lost, first):
+                    index, name = self._identify(lost.position, attempt)
+                    self._tell(name, cause, index, position=lost.position, is_own=not attempt, substitute=None)
                 self._judge()
 
     @property
@@ -158,6 +163,14 @@ class BadSamplePolicy:
                 f"  the first {which}:\n{listed}\n"
                 f"  to go on: {way_out(self.bad_names.values())}, or raise max_bad_fraction"
             )
+
+
+def _causes(lost: Lost, first: int) -> list[tuple[int, str]]:
+    """Each attempt from the first to the lost one, with what was wrong with it."""
+    num_told = len(lost.bad_before)
+    untold = max(lost.attempt - first - num_told, 0)
+    causes = [NOT_KNOWN] * untold + [*lost.bad_before, lost.cause]
+    return list(zip(range(first, lost.attempt + 1), causes[-(lost.attempt + 1 - first) :], strict=True))
 
 
 def _not_again(step: int, lost: Lost, name: str) -> RunFailed:

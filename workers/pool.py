@@ -24,8 +24,8 @@ from typing import Protocol
 
 from pipeline.errors import EXIT_USER_INPUT, HeadraceError, RunFailed
 from pipeline.job import SourceConfig
-from pipeline.messages import AnyMessage, WorkerDied
-from pipeline.service_messages import Condemned, PoolBeat, Resize
+from pipeline.messages import AnyMessage
+from pipeline.service_messages import Condemned, PoolBeat, Resize, WorkerDied
 from pipeline.stop_signals import StopSignals
 from pipeline.transport import Poller
 from workers.environment import worker_environment
@@ -224,6 +224,7 @@ class Pool:
                 stream=last.stream,
                 incarnation=last.incarnation,
                 position=last.position,
+                attempt=last.attempt,
                 probed=last.probed,
             )
         )

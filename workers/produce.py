@@ -43,9 +43,10 @@ LABEL = FieldSpec(name="label", dtype="int64", shape=())
 class ReadFailed(HeadraceError):
     """A read failed (I/O error, missing file, out of memory): it may pass, or work on another worker."""
 
-    def __init__(self, position: int, cause: str) -> None:
+    def __init__(self, position: int, attempt: int, cause: str, bad_before: tuple[str, ...] = ()) -> None:
+        """`attempt`: whose read failed; `bad_before`: what was wrong with the bytes of the attempts before it."""
         super().__init__(cause)
-        self.position = position
+        self.position, self.attempt, self.bad_before = position, attempt, bad_before
 
 
 class StreamIsBroken(HeadraceError):
@@ -113,8 +114,6 @@ class Producer:
         digests, sample_ids, bad = bytearray(), [], list[BadSample]()
         for row, key in enumerate(self._order.keys(lease.start, lease.stop)):
             position = lease.start + row
-            if self._progress:
-                self._progress.begin_sample(position)
             row_HWC = images_NHWC[row]
             made = self._make_sample(key, position, lease.quarantined.get(position, 0), chain, settings, bad, row_HWC)
             if made.image_HWC.shape != image_spec.shape or made.image_HWC.dtype != images_NHWC.dtype:
@@ -227,6 +226,8 @@ class Producer:
         """
         failures: list[tuple[int, str]] = [(key.sample_index, QUARANTINED)] if attempt else []
         while attempt < MAX_ATTEMPTS:
+            if self._progress:
+                self._progress.begin_sample(position, attempt)
             candidate = self._order.substitute(key, attempt) if attempt else key
             try:
                 made = self._transform(candidate, attempt, chain, settings, row_HWC)
@@ -234,7 +235,9 @@ class Producer:
                 failures.append((candidate.sample_index, str(error)))
                 attempt += 1
             except (OSError, MemoryError) as error:
-                raise ReadFailed(position, f"the read failed: {error or type(error).__name__}") from error
+                bad_before = tuple(cause for _, cause in failures if cause != QUARANTINED)
+                text = f"the read failed: {error or type(error).__name__}"
+                raise ReadFailed(position, attempt, text, bad_before) from error
             else:
                 bad += [
                     BadSample(

@@ -2,7 +2,7 @@
 
 In:  the worker's coordinates, sample by sample.
 Out: a small memory-mapped file in the pool's runtime directory; `Progress` records read from it.
-One write of 24 bytes a sample; no message, no system call.
+One write of 32 bytes a sample; no message, no system call.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipeline.lease_events import IDLE
 
-_COUNTS = struct.Struct("=qqq")  # counter, position, delivered slices
+_COUNTS = struct.Struct("=qqqq")  # counter, position, delivered slices, attempt
 _STREAM = struct.Struct("=q16sH")  # incarnation, recipe under probe, length of the stream's name
 _STREAM_OFFSET = 64
 _NAME_OFFSET = _STREAM_OFFSET + _STREAM.size
@@ -32,6 +32,8 @@ class Progress:
     num_delivered: int
     stream: str
     incarnation: int
+    attempt: int = 0
+    """0 for the sample itself, 1 for its first substitute, and so on."""
     probed: str = ""
     """The recipe, while it is only tried."""
 
@@ -53,7 +55,7 @@ class ProgressSlot:
 
     def start(self) -> None:
         """The worker holds no sample yet."""
-        _COUNTS.pack_into(self._memory, 0, 0, IDLE, 0)
+        _COUNTS.pack_into(self._memory, 0, 0, IDLE, 0, 0)
 
     def begin_slice(self, stream: str, incarnation: int, probed: str = "") -> None:
         """What is begun from now on belongs to this stream; `probed`: and to the probe of this recipe."""
@@ -61,20 +63,20 @@ class ProgressSlot:
         _STREAM.pack_into(self._memory, _STREAM_OFFSET, incarnation, probed.encode(), len(name))
         self._memory[_NAME_OFFSET : _NAME_OFFSET + len(name)] = name
 
-    def begin_sample(self, position: int) -> None:
-        """This sample is in work; or BUILDING, or OPENING."""
+    def begin_sample(self, position: int, attempt: int = 0) -> None:
+        """This sample, or this substitute of it, is in work; or BUILDING, or OPENING."""
         self._counter += 1
-        _COUNTS.pack_into(self._memory, 0, self._counter, position, self._num_delivered)
+        _COUNTS.pack_into(self._memory, 0, self._counter, position, self._num_delivered, attempt)
 
     def end_slice(self, *, delivered: bool) -> None:
         """Nothing is in work."""
         self._counter += 1
         self._num_delivered += delivered
-        _COUNTS.pack_into(self._memory, 0, self._counter, IDLE, self._num_delivered)
+        _COUNTS.pack_into(self._memory, 0, self._counter, IDLE, self._num_delivered, 0)
 
     def read(self) -> Progress:
         """What the worker wrote last."""
-        counter, position, num_delivered = _COUNTS.unpack_from(self._memory, 0)
+        counter, position, num_delivered, attempt = _COUNTS.unpack_from(self._memory, 0)
         incarnation, probed, length = _STREAM.unpack_from(self._memory, _STREAM_OFFSET)
         stream = self._memory[_NAME_OFFSET : _NAME_OFFSET + length].decode(errors="replace")
         return Progress(
@@ -83,6 +85,7 @@ class ProgressSlot:
             num_delivered=num_delivered,
             stream=stream,
             incarnation=incarnation,
+            attempt=attempt,
             probed=probed.rstrip(b"\0").decode(errors="replace"),
         )
 

@@ -105,7 +105,8 @@ class OpenStreams:
         try:
             return self._producer(stream).make(lease, *self._chain(stream, lease.recipe), spec)
         except (OSError, MemoryError) as error:
-            raise ReadFailed(lease.start, str(error) or type(error).__name__) from error
+            first = lease.quarantined.get(lease.start, 0)
+            raise ReadFailed(lease.start, first, str(error) or type(error).__name__) from error
 
     def probe(self, stream: StreamId, digest: str, skip: Container[int] = ()) -> BatchSpec | tuple[Location, ...]:
         """What the recipe delivers, or why it is refused; a probe that is repeated is answered from memory."""

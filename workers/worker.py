@@ -110,7 +110,16 @@ def _make_and_send(lease: Lease, control: Control, streams: OpenStreams, push: P
         # The recipe was probed, so it can be built: what is wrong is this worker's own.
         control.decline(lease, error)
     except ReadFailed as error:
-        control.say(SliceFailed(worker=control.worker, lease=lease.number, position=error.position, cause=str(error)))
+        control.say(
+            SliceFailed(
+                worker=control.worker,
+                lease=lease.number,
+                position=error.position,
+                attempt=error.attempt,
+                cause=str(error),
+                bad_before=error.bad_before,
+            )
+        )
     except Exception as error:
         cause = str(error) if isinstance(error, HeadraceError) else "".join(traceback.format_exception(error))
         control.say(StreamBroken(stream=lease.stream, incarnation=lease.incarnation, cause=cause))

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from tests.processes import lines_of, run_headrace, write_job
+from trainer.policy import NOT_KNOWN
 
 NUM_SAMPLES = 48
 POISONED = 17
 
 SOURCE = '''
-import os, signal, time
+import errno, os, signal, time
 import numpy as np
+from pipeline.errors import SampleError
+from pipeline.order import Order
 from pipeline.sources.protocol import RawSample
 
 class Source:
@@ -23,6 +26,9 @@ class Source:
 
     def __init__(self, how):
         self.how = how
+        order = Order(48, seed=3, shuffle=True)
+        (key,) = [key for key in order.keys(0, 48) if key.sample_index == 17]
+        self.substitute = order.substitute(key, 1).sample_index
 
     def __len__(self):
         return 48
@@ -37,6 +43,12 @@ class Source:
                 os.kill(os.getpid(), signal.SIGSEGV)
             while self.how == "loop":
                 time.sleep(0.01)
+            if self.how.startswith("torn"):
+                raise SampleError("cut short")
+        if index == self.substitute and self.how == "torn, its substitute unreadable":
+            raise OSError(errno.EIO, "disk error")
+        if index == self.substitute and self.how == "torn, its substitute deadly":
+            os.kill(os.getpid(), signal.SIGSEGV)
         return RawSample(image, index % 2)
 '''
 
@@ -120,6 +132,33 @@ def test_a_transform_that_crashes_on_one_sample_is_named_with_that_sample(tmp_pa
     assert "SIGSEGV" in entry["cause"]
     assert "brittle.py" in entry["cause"]
     assert len(digests(run_dir)) == NUM_SAMPLES // 8
+
+
+@pytest.mark.parametrize(
+    ("how", "num_workers", "why"),
+    [
+        ("torn, its substitute unreadable", 0, "disk error"),
+        ("torn, its substitute unreadable", 1, "disk error"),
+        ("torn, its substitute deadly", 2, "killed by SIGSEGV"),
+    ],
+)
+def test_a_bad_sample_and_its_substitute_that_is_lost_are_each_named_with_their_own_fault(
+    tmp_path, how, num_workers, why
+):
+    """Who repairs the data by these names must not be sent to a file that has another fault, or none."""
+    ended, run_dir = train(poisoned_job(tmp_path, how), num_workers)
+    assert ended.code == 0, ended.err
+    told = [line for line in lines_of(run_dir / "journal.jsonl") if line["action"] == "bad_sample"]
+    (torn,) = [line for line in told if line["index"] == POISONED]
+    lost = [line for line in told if line["index"] != POISONED]
+    assert not torn["was_substitute"]
+    assert torn["cause"] == ("cut short" if why == "disk error" else NOT_KNOWN)
+    assert sorted(line["was_substitute"] for line in lost) == [False, True]  # it has a place of its own, too
+    assert len({line["name"] for line in lost}) == 1
+    assert all(why in line["cause"] for line in lost)
+    assert torn["position"] in {line["position"] for line in lost}
+    entries = lines_of(run_dir / "quarantine.jsonl")
+    assert {(line["position"], line["name"]) for line in entries} == {(line["position"], line["name"]) for line in lost}
 
 
 @pytest.mark.long

@@ -70,7 +70,7 @@ def test_the_train_stream_of_a_resumed_run_goes_on_counting(job: Job) -> None:
 def test_a_resumed_run_counts_what_its_records_have_before_the_checkpoint(tmp_path: Path, job: Job) -> None:
     """Neither forgotten nor counted twice: what arrived ahead of it arrives again. Both streams have one source."""
     with RunFolder.create(tmp_path / "run", "") as folder:
-        bad_samples = BadSamples(job, folder, StreamStart())
+        bad_samples = BadSamples(job, folder, StreamStart(quarantined={"train": [Quarantined(6, 1)]}))
         train, evaluation = policy(bad_samples, job), policy(bad_samples, job, "eval", 5)
         substitute = BadSample(position=2, index=30, name="30.jpg", cause="torn", substitute=9)
         train.delivered(8, [bad(2), substitute, bad(4)])

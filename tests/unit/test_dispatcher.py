@@ -395,7 +395,7 @@ def test_a_failed_read_of_a_sample_that_was_not_leased_changes_nothing() -> None
     service.hears("w1", join("w1"))
     for _ in range(5):
         for lease in (1, 2, 3):
-            service.hears("w1", m.SliceFailed(worker="w1", lease=lease, position=70, cause="I/O error"))
+            service.hears("w1", m.SliceFailed(worker="w1", lease=lease, position=70, attempt=0, cause="I/O error"))
         service.ticks_for(1.0)
 
     assert service.sent_to("s#1", m.SamplesLost) == []
@@ -428,7 +428,7 @@ SAID = st.one_of(
     st.builds(m.AskProbe, **HERE, recipe=st.sampled_from([RECIPE, OTHER])),
     st.builds(m.StreamGoodbye, **HERE),
     st.builds(m.WorkerBeat, worker=NAMES, number=SMALL, received=SMALL, holding=st.lists(SMALL, max_size=3).map(tuple)),
-    st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, cause=st.just("I/O error")),
+    st.builds(m.SliceFailed, worker=NAMES, lease=SMALL, position=SMALL, attempt=SMALL, cause=st.just("I/O error")),
     st.builds(m.AskStream, worker=NAMES, **HERE, lease=SMALL),
     st.builds(m.StreamDeclined, worker=NAMES, **HERE, problems=st.just(())),
     st.builds(m.StreamBroken, **HERE, cause=st.just("shape")),

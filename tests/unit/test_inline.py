@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.digests import sample_digest
 from pipeline.errors import ConfigError, Problem
-from pipeline.messages import Lease, OpenStream, StreamSpec
+from pipeline.messages import Lease, Lost, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Recipe
 from pipeline.timeline import Timeline, TimelineEntry
 from tests.laws import header_of
@@ -52,7 +52,7 @@ class FakeMaker:
             return (Problem(file="bad.yaml", line=1, path="chain[0]", expected="a transform", got="bad"),)
         return SPEC
 
-    def make(self, lease: Lease) -> Made | tuple[int, str]:
+    def make(self, lease: Lease) -> Made | Lost:
         assert self.opened[-1].batch_specs[lease.recipe] == SPEC
         images = np.stack([np.full((2, 2, 3), position % 256, np.uint8) for position in range(lease.start, lease.stop)])
         digests = b"".join(sample_digest(image) for image in images)

@@ -32,6 +32,7 @@ from pipeline.lease_events import (
 from pipeline.lease_stream import Copy, StreamSlices
 from pipeline.lease_workers import LEASES_IN_HAND
 from pipeline.leases import Leases
+from pipeline.messages import Lost
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
 from tests.laws import Faults, LossySystem
 
@@ -266,18 +267,18 @@ def test_two_crashes_at_a_known_sample_suffice_and_its_neighbours_go_on() -> Non
     leases = Leases()
     leases.step(registered(window=1), 0.0)
     leases.step(joined("a"), 0.0)
-    gone = {"cause": "SIGSEGV", "blame": True, "by_itself": True, "at": (("s", 1), 2)}
+    gone = {"cause": "SIGSEGV", "blame": True, "by_itself": True, "at": (("s", 1), 2), "attempt": 3}
     assert [] == leases.step(WorkerGone(worker="a", **gone), 0.1)  # type: ignore[arg-type]
     leases.step(joined("b"), 0.2)
     (report,) = leases.step(WorkerGone(worker="b", **gone), 0.3)  # type: ignore[arg-type]
     assert isinstance(report, ReportLost)
-    assert [2] == [lost.position for lost in report.lost]
+    assert [(2, 3)] == [(lost.position, lost.attempt) for lost in report.lost]
     assert [("c", 0, 2), ("c", 3, 4)] == ranges(leases.step(joined("c"), 0.4))
     (again,) = [a for a in leases.step(Ticked(), 1.0) if isinstance(a, ReportLost)]
     assert report == again, "repeated until the trainer has decided"
     leases.step(WorkerBeaten(worker="c", number=1, received=2, holding=()), 1.1)
-    (grant, *_) = [a for a in leases.step(beaten(1, quarantined={2: 1}, window=1), 1.2) if isinstance(a, Grant)]
-    assert ((2, 3), {2: 1}) == ((grant.lease.start, grant.lease.stop), grant.lease.quarantined)
+    (grant, *_) = [a for a in leases.step(beaten(1, quarantined={2: 4}, window=1), 1.2) if isinstance(a, Grant)]
+    assert ((2, 3), {2: 4}) == ((grant.lease.start, grant.lease.stop), grant.lease.quarantined)
 
 
 def test_a_failed_read_is_tried_on_another_worker_then_reported() -> None:
@@ -285,16 +286,28 @@ def test_a_failed_read_is_tried_on_another_worker_then_reported() -> None:
     leases.step(joined("a"), 0.0)
     leases.step(registered(window=1, slice_size=8), 0.0)
     leases.step(joined("b"), 0.0)
-    failed = {"position": 5, "cause": "I/O error"}
-    assert [] == leases.step(SliceGivenBack(worker="a", lease=1, **failed), 0.1)  # type: ignore[arg-type]
+    failed = Lost(position=5, attempt=1, cause="I/O error", bad_before=("torn",))
+    assert [] == leases.step(SliceGivenBack(worker="a", lease=1, failed=failed), 0.1)
     leases.step(WorkerBeaten(worker="a", number=1, received=1, holding=()), 0.1)
     assert [("b", 0, 8)] == ranges(leases.step(Ticked(), 0.7))
-    leases.step(SliceGivenBack(worker="b", lease=1, **failed), 0.8)  # type: ignore[arg-type]
+    leases.step(SliceGivenBack(worker="b", lease=1, failed=failed), 0.8)
     leases.step(WorkerBeaten(worker="b", number=1, received=1, holding=()), 0.8)
     assert [("a", 0, 8)] == ranges(leases.step(Ticked(), 1.9))
-    (report, *_) = leases.step(SliceGivenBack(worker="a", lease=2, **failed), 2.0)  # type: ignore[arg-type]
+    (report, *_) = leases.step(SliceGivenBack(worker="a", lease=2, failed=failed), 2.0)
     assert isinstance(report, ReportLost)
-    assert ["I/O error"] == [lost.cause for lost in report.lost]
+    assert (failed,) == report.lost
+
+
+def test_a_sample_and_its_substitute_have_three_reads_each() -> None:
+    """They are two files: that the one was out of reach for a moment says nothing of the other."""
+    leases = Leases()
+    leases.step(joined("a"), 0.0)
+    leases.step(registered(window=1, slice_size=8), 0.0)
+    for number, attempt in enumerate((0, 0, 1, 1)):
+        failed = Lost(position=5, attempt=attempt, cause="I/O error")
+        assert [] == leases.step(SliceGivenBack(worker="a", lease=number + 1, failed=failed), 10.0 * number)
+        leases.step(WorkerBeaten(worker="a", number=number + 1, received=number + 1, holding=()), 10.0 * number)
+        assert [("a", 0, 8)] == ranges(leases.step(beaten(number + 1, window=1), 10.0 * number + 5.0))
 
 
 def test_a_lease_whose_slice_never_arrives_is_leased_again() -> None:

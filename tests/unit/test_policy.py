@@ -9,7 +9,7 @@ from pipeline.bad_count import BadCount
 from pipeline.errors import RunFailed
 from pipeline.messages import Lost
 from pipeline.slice_header import QUARANTINED, BadSample
-from trainer.policy import MIN_BAD_BEFORE_FATAL, BadSamplePolicy
+from trainer.policy import MIN_BAD_BEFORE_FATAL, NOT_KNOWN, BadSamplePolicy
 
 
 def policy(on_bad_sample="substitute", max_bad_fraction=0.0, num_samples=1_000_000, **earlier):
@@ -84,6 +84,28 @@ def test_the_substitute_of_a_lost_sample_may_be_lost_too():
     made.lost([Lost(position=7, attempt=1, cause="hung")])
     assert [entry["name"] for kind, entry in written if kind == "quarantine"] == ["7-0.jpg", "7-1.jpg"]
     assert made.quarantined == {7: 2}
+
+
+def test_a_substitute_that_is_lost_is_named_itself_and_so_is_the_bad_sample_it_stood_for():
+    """Once the loss of the substitute was laid to the bad sample, whose own cause was never told."""
+    made, written = policy()
+    made.lost([Lost(position=7, attempt=2, cause="I/O error", bad_before=("torn", "empty"))])
+    (_, entry), *events = written
+    assert (entry["name"], entry["cause"], entry["lost_attempt"]) == ("7-2.jpg", "I/O error", 2)
+    told = [(event["name"], event["cause"], event["was_substitute"]) for _, event in events]
+    assert told == [("7-0.jpg", "torn", False), ("7-1.jpg", "empty", True), ("7-2.jpg", "I/O error", True)]
+    assert (made.quarantined, made.num_bad) == ({7: 3}, 1)
+
+
+def test_each_bad_sample_is_told_of_once_whatever_was_known_when_its_substitute_was_lost():
+    """A dispatcher may have leased before it heard of the last decision; a dead worker takes its causes with it."""
+    made, written = policy(quarantined={7: 1, 8: 2})
+    made.lost([Lost(position=7, attempt=2, cause="I/O error", bad_before=("torn", "empty"))])
+    made.lost([Lost(position=8, attempt=2, cause="I/O error"), Lost(position=9, attempt=1, cause="SIGSEGV")])
+    told = [(entry["name"], entry["cause"]) for kind, entry in written if kind == "journal"]
+    assert told[:3] == [("7-1.jpg", "empty"), ("7-2.jpg", "I/O error"), ("8-2.jpg", "I/O error")]
+    assert told[3:] == [("9-0.jpg", NOT_KNOWN), ("9-1.jpg", "SIGSEGV")]
+    assert made.num_bad == 1
 
 
 def test_under_fail_a_lost_sample_is_fatal_and_nothing_is_quarantined():

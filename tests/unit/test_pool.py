@@ -90,7 +90,7 @@ class Bench:
         self.process = self.current()
         worker = ProgressSlot(self.process.progress_path)
         worker.begin_slice("run/train", 1)
-        worker.begin_sample(7)
+        worker.begin_sample(7, attempt=2)
 
     def current(self) -> Process:
         (member,) = self.pool.members.values()
@@ -214,7 +214,8 @@ def test_a_worker_that_never_began_counts_as_idle(bench: Bench) -> None:
     bench.looks_for(1.0)
     bench.current().exitcode = 1
     bench.looks_for(1.0)
-    assert [typing.cast(WorkerDied, died).position for died in bench.voice.said] == [7, IDLE]
+    said = [typing.cast(WorkerDied, died) for died in bench.voice.said]
+    assert [(died.position, died.attempt) for died in said] == [(7, 2), (IDLE, 0)]
 
 
 @pytest.mark.parametrize(

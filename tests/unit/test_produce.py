@@ -179,6 +179,18 @@ def test_a_read_that_fails_is_given_back_not_substituted(fault: Exception) -> No
     assert str(fault) in str(raised.value)
 
 
+def test_a_failed_read_says_whose_it_was_and_what_was_wrong_before_it() -> None:
+    """Or the trainer would lay it to the sample whose place it is, and never learn what that one's fault is."""
+    (bad,) = make(5, 6, Shelf({IDS[5]: SampleError("cut short")}))[0].bad
+    shelf = Shelf({IDS[5]: SampleError("cut short"), bad.substitute: OSError(errno.EIO, "I/O error")})
+    with pytest.raises(ReadFailed) as raised:
+        make(5, 6, shelf)
+    assert (raised.value.position, raised.value.attempt, raised.value.bad_before) == (5, 1, ("cut short",))
+    with pytest.raises(ReadFailed) as raised:
+        make(5, 6, shelf, {5: 1})
+    assert (raised.value.attempt, raised.value.bad_before) == (1, ())
+
+
 def test_a_source_without_a_good_sample_ends_the_stream_naming_the_first() -> None:
     """The search for a substitute ends."""
     shelf = Shelf({index: SampleError("cut short") for index in range(NUM_SAMPLES)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.lease_events import IDLE
@@ -17,10 +18,13 @@ def test_the_reader_sees_what_the_writer_wrote_last(tmp_path: Path) -> None:
     writer.begin_slice("run/train", 7)
     writer.begin_sample(40)
     writer.begin_sample(41)
-    assert reader.read() == Progress(counter=2, position=41, num_delivered=0, stream="run/train", incarnation=7)
+    held = Progress(counter=2, position=41, num_delivered=0, stream="run/train", incarnation=7)
+    assert reader.read() == held
+    writer.begin_sample(41, attempt=1)
+    assert reader.read() == replace(held, counter=3, attempt=1)
 
     writer.end_slice(delivered=True)
-    assert reader.read() == Progress(counter=3, position=IDLE, num_delivered=1, stream="run/train", incarnation=7)
+    assert reader.read() == Progress(counter=4, position=IDLE, num_delivered=1, stream="run/train", incarnation=7)
 
     writer.begin_slice("run/train", 7, probed="0123456789abcdef")
     assert reader.read().probed == "0123456789abcdef"
