@@ -7,7 +7,7 @@ Out: the same batches as `trainer/receiver.py`, through the same frames; no proc
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -156,7 +156,7 @@ class InlineReceiver:
         self._policy.delivered(stop - start, decoded.bad)
 
     def _made(self, start: int, stop: int, recipe: str) -> tuple[SliceHeader, Sequence[NDArray[np.generic]]]:
-        num_failures = 0
+        failed_reads = Counter[tuple[int, int]]()  # by position and attempt, as in pipeline/lease_stream.py
         while True:
             quarantined = self._policy.quarantined_in(start, stop)
             lease = Lease(
@@ -171,8 +171,9 @@ class InlineReceiver:
             made = self._maker.make(lease)
             if not isinstance(made, Lost):
                 return made
-            num_failures += 1
-            if num_failures % MAX_READS == 0:
+            sample = made.position, made.attempt
+            failed_reads[sample] += 1
+            if failed_reads[sample] == MAX_READS:
                 self._policy.lost([made])
             else:
                 time.sleep(0.1)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -14,6 +16,7 @@ from pipeline.messages import Lease, Lost, OpenStream, StreamSpec
 from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Recipe
 from pipeline.timeline import Timeline, TimelineEntry
 from tests.laws import header_of
+from trainer import inline as inline_module
 from trainer.buffers import BufferPool
 from trainer.course import Course
 from trainer.inline import InlineReceiver, Made
@@ -41,6 +44,8 @@ class FakeMaker:
     fingerprint: str = "py=3.11"
     opened: list[OpenStream] = field(default_factory=list)
     probed: list[str] = field(default_factory=list)
+    failing: dict[int, int] = field(default_factory=dict)
+    """Position -> how often its read fails still."""
 
     def open(self, message: OpenStream) -> None:
         self.opened.append(message)
@@ -54,6 +59,10 @@ class FakeMaker:
 
     def make(self, lease: Lease) -> Made | Lost:
         assert self.opened[-1].batch_specs[lease.recipe] == SPEC
+        for position in range(lease.start, lease.stop):
+            if self.failing.get(position) and not lease.quarantined.get(position):
+                self.failing[position] -= 1
+                return Lost(position=position, attempt=0, cause="I/O error")
         images = np.stack([np.full((2, 2, 3), position % 256, np.uint8) for position in range(lease.start, lease.stop)])
         digests = b"".join(sample_digest(image) for image in images)
         header = msgspec.structs.replace(header_of(lease, "inline"), fields=SPEC.fields, digests=digests)
@@ -67,6 +76,7 @@ class World:
     head_step: int = 0
     later: Recipe | None = None
     outcomes: list[Outcome] = field(default_factory=list)
+    on_bad_sample: Literal["substitute", "fail"] = "fail"
 
     def __post_init__(self) -> None:
         entries = [TimelineEntry(start=0, step=0, recipe=FIRST.digest, batch_size=4, file="first.yaml")]
@@ -89,6 +99,7 @@ class World:
             endpoint="inproc://unused",
         )
         self.maker = FakeMaker()
+        self.policy = BadSamplePolicy(self.on_bad_sample, 0.0, 40, identify=lambda position, attempt: (position, "x"))
         self.receiver = InlineReceiver(
             stream="s",
             incarnation=1,
@@ -96,7 +107,7 @@ class World:
             course=Course(timeline, recipes, window=lambda batch_size, spec: 1),
             head_step=self.head_step,
             maker=self.maker,
-            policy=BadSamplePolicy("fail", 0.0, 40, identify=lambda position, attempt: (position, "x")),
+            policy=self.policy,
             pool=BufferPool(max_free=2),
             on_outcome=lambda wish, outcome: self.outcomes.append(outcome),
         )
@@ -143,3 +154,14 @@ def test_an_edit_takes_effect_at_the_next_batch_and_a_bad_one_not_at_all() -> No
 def test_a_schedule_is_followed() -> None:
     """Without any wish."""
     assert World(later=SECOND, head_step=9).take(2) == [(9, FIRST.digest), (10, SECOND.digest)]
+
+
+def test_a_sample_is_given_up_after_three_reads_of_its_own_not_of_its_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with workers: else a moment's trouble, with a read of each of three samples, would change the batch."""
+    monkeypatch.setattr(inline_module, "time", SimpleNamespace(sleep=lambda seconds: None))
+    world = World(on_bad_sample="substitute")
+    world.maker.failing = {0: 2, 1: 2, 2: 2, 5: 3}
+    world.take(1)
+    assert world.policy.num_bad == 0
+    world.take(1)
+    assert (world.policy.num_bad, world.maker.failing) == (1, {0: 0, 1: 0, 2: 0, 5: 0})
