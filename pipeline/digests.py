@@ -1,6 +1,6 @@
 """Digests: what a sample's and a batch's bytes are known by.
 
-In:  final wire bytes of samples; their digests, labels and ids.
+In:  final wire bytes of samples, with their labels; their digests, labels and ids.
 Out: 16-byte sample digests, hex batch digests. Golden values rest on both: never change them.
 """
 
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 SAMPLE_DIGEST_NBYTES = 16
 
 
-def sample_digest(image: NDArray[np.generic]) -> bytes:
-    """xxh3-128 of one sample's contiguous bytes: a check against faults, not against forgers."""
-    return xxhash.xxh3_128_digest(image.data)
+def sample_digest(image: NDArray[np.generic], label: int) -> bytes:
+    """xxh3-128 of one sample's contiguous bytes, then its label as little-endian int64: a check against faults, not
+    against forgers."""
+    digest = xxhash.xxh3_128(image.data)
+    digest.update(int(label).to_bytes(8, "little", signed=True))  # a user's source may give NumPy's integers
+    return digest.digest()
 
 
 def batch_digest(sample_digests: Sequence[bytes], labels_N: NDArray[np.int64], ids_N: NDArray[np.int64]) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from pipeline.errors import Problem
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, forbid_unknown_fields=True):

@@ -18,10 +18,9 @@ from types import ModuleType
 
 import msgspec
 import numpy as np
-import xxhash
 
 from pipeline import message, messages, recipe, service_messages, slice_header, stream_spec, timeline, wire
-from pipeline.digests import SAMPLE_DIGEST_NBYTES
+from pipeline.digests import SAMPLE_DIGEST_NBYTES, sample_digest
 from pipeline.lease_workers import LEASES_IN_HAND
 from pipeline.leases import Leases
 from pipeline.messages import Granted, Join, Lease, WorkerBeat
@@ -50,7 +49,7 @@ _ORDER_NUM_SAMPLES, _ORDER_SEED = 10, 7
 def page() -> str:
     """The whole page."""
     defaults = {name: each.default for name, each in inspect.signature(Leases).parameters.items()}
-    example = bytes(range(SAMPLE_DIGEST_NBYTES))
+    example = np.arange(16, dtype=np.uint8)
     order = Order(_ORDER_NUM_SAMPLES, seed=_ORDER_SEED, shuffle=True)
     words = np.array([[_ORDER_SEED, 0, 0, 0], [0, 0, 1, 2]], dtype=np.uint64)
     philox = np.random.Philox(key=words[0, :2], counter=words[1])
@@ -74,7 +73,7 @@ def page() -> str:
         order_indices=", ".join(str(key.sample_index) for key in order.keys(0, _ORDER_NUM_SAMPLES)),
         philox_example=", ".join(f"`{int(word):016x}`" for word in philox.random_raw(4)),
         digest_nbytes=SAMPLE_DIGEST_NBYTES,
-        digest_example=xxhash.xxh3_128_digest(example).hex(),
+        digest_example=sample_digest(example, 3).hex(),
     )
     return "\n".join([opening, life, MESSAGES, *_reference(), EXAMPLES, *_examples()]).rstrip() + "\n"
 
@@ -173,7 +172,7 @@ def _examples() -> Iterator[str]:
         recipe="00ff",
         fields=fields,
         sample_ids=(5, 9),
-        digests=b"".join(xxhash.xxh3_128_digest(image.data) for image in images),
+        digests=b"".join(map(sample_digest, images, labels.tolist())),
         quarantined={33: 1},
     )
     for record in (

@@ -108,7 +108,8 @@ not depend on the worker, the slice it is in, or what was made before.
   outputs. With key ({order_seed}, 0) and counter (0, 0, 1, 2) the first four outputs are
   {philox_example}.
 - `digests` holds {digest_nbytes} bytes a sample: XXH3-128 with seed 0, in canonical (big-endian) form, over the bytes
-  of the sample's image as they are sent. Of the bytes 00 01 … 0f it is `{digest_example}`.
+  of the sample's image as they are sent and, after them, the 8 of its label. Of an image 00 01 … 0f with label 3 it is
+  `{digest_example}`.
   The trainer computes it again over what it received; a difference names the worker.
 - A recipe's digest is the first 16 hex digits of the SHA-256 of its normalised JSON (`pipeline/recipe.py`). A worker
   need not compute it: leases and headers carry it.

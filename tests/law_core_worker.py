@@ -67,7 +67,7 @@ class ByteProducer:
         header = SliceHeader(
             stream=lease.stream, incarnation=lease.incarnation, worker=self._worker, start=lease.start,
             stop=lease.stop, recipe=lease.recipe, fields=spec.fields, sample_ids=tuple(positions),
-            digests=b"".join(map(sample_digest, images)), quarantined=lease.quarantined,
+            digests=b"".join(map(sample_digest, images, positions)), quarantined=lease.quarantined,
         )  # fmt: skip
         return header, [images, np.array(positions, np.int64)]
 

@@ -1,7 +1,7 @@
 """Simulated workers: several to a process, sleeping instead of computing; for measuring what serves them.
 
 In:  a dispatcher's endpoint, how many, how long a slice takes (`python -m tests.simulated_workers E NUM SLEEP_S NAME`).
-Out: slices of zeros, with the digests of zeros, to whoever the leases say.
+Out: slices of zeros, labelled 0, with their digests, to whoever the leases say.
 One thread: each worker is a control socket, what it holds, and when its slice in work is done.
 """
 
@@ -25,7 +25,7 @@ BEAT_S = 1.0
 IMAGE = FieldSpec(name="image", dtype="uint8", shape=(2, 2, 3))
 LABEL = FieldSpec(name="label", dtype="int64", shape=())
 BATCH_SPEC = BatchSpec(fields=(IMAGE, LABEL))
-DIGEST = sample_digest(np.zeros(IMAGE.shape, np.uint8))
+DIGEST = sample_digest(np.zeros(IMAGE.shape, np.uint8), 0)
 
 
 @dataclass

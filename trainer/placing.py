@@ -121,7 +121,8 @@ class Placing:
         pull.skip_rest()
         digests = split_digests(header)
         self._num_checked += 1
-        if [sample_digest(image) for image in tensors[0].numpy()] != digests:
+        images_NHWC, labels_N = tensors
+        if [*map(sample_digest, images_NHWC.numpy(), labels_N.tolist())] != digests:
             self._tell_of_damage(header.worker)
             return
         self._accept(header, placement, batch, digests, rows)

@@ -89,6 +89,10 @@ class Made(NamedTuple):
     label: int
     sample_index: int
 
+    def digest(self) -> bytes:
+        """Of the image, which is contiguous, and the label."""
+        return sample_digest(self.image_HWC, self.label)
+
 
 class Producer:
     """Makes slices of one stream; equal leases give equal bytes in every process."""
@@ -121,7 +125,7 @@ class Producer:
             if made.image_HWC is not row_HWC:
                 row_HWC[...] = made.image_HWC
             labels_N[row] = made.label
-            digests += sample_digest(row_HWC)
+            digests += sample_digest(row_HWC, made.label)
             sample_ids.append(made.sample_index)
         header = SliceHeader(
             stream=lease.stream,
@@ -171,7 +175,7 @@ class Producer:
                 first = made, self._source.describe(key.sample_index)
             elif (made.image_HWC.shape, made.image_HWC.dtype) != (first[0].image_HWC.shape, first[0].image_HWC.dtype):
                 raise StreamIsBroken(self._shape_changed(made, _field_of(first[0].image_HWC), first[1]))
-            digests[position] = sample_digest(made.image_HWC)
+            digests[position] = made.digest()
         if first is None:
             raise NothingMade(failures)
         num_channels, num_numbers = first[0].image_HWC.shape[2], len(chain.finish.scale)
@@ -192,20 +196,20 @@ class Producer:
                 made = self._transform(key, 0, chain, settings)
             except SampleError:
                 continue  # its file has changed meanwhile, which is for a lease to find
-            if sample_digest(made.image_HWC) != digest:
+            if made.digest() != digest:
                 raise ChainIsImpure(self._impurity(key, chain, settings))
 
     def _impurity(self, key: SampleKey, chain: CompiledChain, settings: Decode) -> str:
         name = self._source.describe(key.sample_index)
         for part in chain.beginnings():
-            once, again = (sample_digest(self._transform(key, 0, part, settings).image_HWC) for _ in range(2))
+            once, again = (self._transform(key, 0, part, settings).digest() for _ in range(2))
             if once != again:
                 where = f"{part.last_path} makes" if part.last_path else "the source or its decoder makes"
                 break
         else:
             where = "the chain makes"
         return (
-            f"{where} {name} another image when it is made again\n"
+            f"{where} {name} another image or label when it is made again\n"
             "  to go on: draw from self.py_random and self.random_generator only, which headrace sets for each\n"
             "            sample (never from random or np.random), and keep nothing from one call to the next"
         )

@@ -147,7 +147,8 @@ def test_200_batches_that_a_user_keeps_keep_their_bytes(num_workers: int, home: 
         batches = iter(stream)
         kept = [next(batches) for _ in range(200)]
     for batch in kept:
-        digests = [sample_digest(np.ascontiguousarray(image)) for image in batch.images.numpy()]
+        images = map(np.ascontiguousarray, batch.images.numpy())
+        digests = [*map(sample_digest, images, batch.labels.tolist())]
         assert batch_digest(digests, batch.labels.numpy(), batch.sample_ids.numpy()) == batch.digest
 
 

@@ -64,7 +64,7 @@ class FakeMaker:
                 self.failing[position] -= 1
                 return Lost(position=position, attempt=0, cause="I/O error")
         images = np.stack([np.full((2, 2, 3), position % 256, np.uint8) for position in range(lease.start, lease.stop)])
-        digests = b"".join(sample_digest(image) for image in images)
+        digests = b"".join(map(sample_digest, images, range(lease.start, lease.stop)))
         header = msgspec.structs.replace(header_of(lease, "inline"), fields=SPEC.fields, digests=digests)
         return header, [images, np.arange(lease.start, lease.stop)]
 

@@ -104,7 +104,7 @@ def sent(start: int, stop: int, of: Recipe = SMALL) -> list[bytes]:
     side = SIDES[of.digest]
     images = np.stack([np.full((side, side, 3), position, np.uint8) for position in range(start, stop)])
     lease = Lease(number=1, stream="s", incarnation=1, start=start, stop=stop, recipe=of.digest)
-    digests = b"".join(sample_digest(image) for image in images)
+    digests = b"".join(map(sample_digest, images, range(start, stop)))
     header = msgspec.structs.replace(header_of(lease, "w"), fields=spec(side).fields, digests=digests)
     return [bytes(frame) for frame in encode_slice(header, [images, np.arange(start, stop)])]
 
@@ -136,6 +136,7 @@ def test_batches_of_two_shapes_stand_side_by_side_in_one_window() -> None:
         ([*sent(0, 4)[:1], b"short", b""], "wrong_size"),
         ([sent(0, 4)[0], sent(0, 4)[1] + b"long", sent(0, 4)[2]], "wrong_size"),
         ([sent(0, 4)[0], bytes(48), sent(0, 4)[2]], "wrong digest from w"),
+        ([*sent(0, 4)[:2], np.array([0, 1, 2, 4]).tobytes()], "wrong digest from w"),
     ],
 )
 def test_what_does_not_fit_is_dropped_and_what_comes_after_it_is_not(frames: list[bytes], reason: str) -> None:

@@ -123,7 +123,7 @@ def test_an_epoch_has_every_sample_once_and_the_header_tells_what_was_made() -> 
     digests = [
         header.digests[at : at + SAMPLE_DIGEST_NBYTES] for at in range(0, len(header.digests), SAMPLE_DIGEST_NBYTES)
     ]
-    assert digests == [sample_digest(image) for image in images]
+    assert digests == [sample_digest(image, label) for image, label in zip(images, labels, strict=True)]
     assert header.bad == ()
     second_header, second, _ = make(NUM_SAMPLES, 2 * NUM_SAMPLES)
     by_id = dict(zip(second_header.sample_ids, second, strict=True))
@@ -238,7 +238,7 @@ def test_a_chain_that_depends_on_what_was_made_before_is_refused_by_its_transfor
     assert producer().probe(CHAIN, Decode()) == BATCH_SPEC
 
 
-def test_a_source_that_reads_another_image_each_time_is_refused() -> None:
+def test_a_source_that_reads_another_image_or_label_each_time_is_refused() -> None:
     """A source's `read` is a function of its index."""
 
     class Loose(Shelf):
@@ -246,8 +246,16 @@ def test_a_source_that_reads_another_image_each_time_is_refused() -> None:
             self.num_reads += 1
             return RawSample(np.full((6, 8, 3), self.num_reads, dtype=np.uint8), 0)
 
-    with pytest.raises(ChainIsImpure, match=r"^the source or its decoder makes shelf\[\d+\] another image"):
-        producer(Loose()).probe(CHAIN, Decode())
+    class Undecided(Shelf):
+        def read(self, index: int) -> RawSample:
+            self.num_reads += 1
+            return RawSample(np.full((6, 8, 3), index, dtype=np.uint8), self.num_reads)
+
+    for source in (Loose(), Undecided()):
+        with pytest.raises(
+            ChainIsImpure, match=r"^the source or its decoder makes shelf\[\d+\] another image or label"
+        ):
+            producer(source).probe(CHAIN, Decode())
 
 
 class OneChannel(ImageOnlyTransform):  # type: ignore[misc]

@@ -59,7 +59,7 @@ def all_samples(job: Job, quarantined: dict[int, int] | None = None) -> list[Rem
 def test_the_digest_is_that_of_all_samples_however_many_are_shown(job: Job) -> None:
     made, _, timeline = remaker(job)
     whole, part = (made.remake(timeline.batch(1), job.train, num) for num in (BATCH_SIZE, 2))
-    digests = [sample_digest(sample.image_HWC) for sample in whole.samples]
+    digests = [sample_digest(sample.image_HWC, sample.label) for sample in whole.samples]
     labels = np.array([sample.label for sample in whole.samples])
     ids = np.array([sample.index for sample in whole.samples])
     assert batch_digest(digests, labels, ids) == whole.digest == part.digest
