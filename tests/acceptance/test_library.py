@@ -82,22 +82,23 @@ def write_their_packages(folder: Path) -> None:
     (folder / "trainer/late.py").write_text("NAME = 'late'\n")
 
 
-@pytest.mark.long
-def test_six_lines_train_anywhere(home: Home, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "mode", ["script.py", pytest.param("-", marks=pytest.mark.long), pytest.param("-i", marks=pytest.mark.long)]
+)
+def test_six_lines_train_anywhere(mode: str, home: Home, tmp_path: Path) -> None:
     """An unguarded script, `python -` and an interactive interpreter: no main guard, no file to import again."""
     small_job(tmp_path)
     (tmp_path / "script.py").write_text(SIX_LINES)
     assert len(SIX_LINES.splitlines()) <= 6
 
-    outs = [run_python(home, tmp_path, "script.py")]
-    outs += [run_python(home, tmp_path, mode, script=SIX_LINES + "\n") for mode in ("-", "-i")]
+    out = run_python(home, tmp_path, mode, script="" if mode == "script.py" else SIX_LINES + "\n")
 
     digest = run_headrace(
         "digest", "job.yaml", "--batches", "8", "--workers", "0", folder=tmp_path, environment=home.environment
     )
     expected = [f"{step} (32, 3, 32, 32) {line.split()[-1]}" for step, line in enumerate(digest.out.splitlines())]
     assert len(expected) == 8
-    assert [out.splitlines() for out in outs] == [expected] * 3
+    assert out.splitlines() == expected
 
 
 @pytest.mark.long

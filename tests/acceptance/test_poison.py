@@ -20,7 +20,7 @@ from pipeline.order import Order
 from pipeline.sources.protocol import RawSample
 
 class Source:
-    """Small images; reading the poisoned one kills or stalls the process, or gives bytes that a transform dies of."""
+    """Small images; reading a poisoned one kills or stalls the process, or gives bytes that a transform dies of."""
     classes = ("even", "odd")
     fingerprint = "poison"
 
@@ -38,13 +38,13 @@ class Source:
 
     def read(self, index):
         image = np.full((8, 8, 3), index, np.uint8)
-        if index == 17:
-            if self.how == "segfault":
-                os.kill(os.getpid(), signal.SIGSEGV)
-            while self.how == "loop":
-                time.sleep(0.01)
-            if self.how.startswith("torn"):
-                raise SampleError("cut short")
+        how = dict(zip((17, 30), self.how.split())).get(index)
+        if how == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        while how == "loop":
+            time.sleep(0.01)
+        if how == "torn,":
+            raise SampleError("cut short")
         if index == self.substitute and self.how == "torn, its substitute unreadable":
             raise OSError(errno.EIO, "disk error")
         if index == self.substitute and self.how == "torn, its substitute deadly":
@@ -102,6 +102,18 @@ def quarantined(run_dir: Path):
 
 def digests(run_dir: Path):
     return [line["digest"] for line in lines_of(run_dir / "metrics.jsonl")]
+
+
+def test_a_sample_that_crashes_its_reader_and_one_that_loops_in_it_are_named_and_substituted(tmp_path):
+    """The two in one run, the second after workers have died of the first."""
+    ended, run_dir = train(poisoned_job(tmp_path, "segfault loop"))
+    assert ended.code == 0, ended.err
+    causes = {entry["name"]: entry["cause"] for entry in lines_of(run_dir / "quarantine.jsonl")}
+    assert {"shelf/017.raw", "shelf/030.raw"} == set(causes)
+    assert "SIGSEGV" in causes["shelf/017.raw"]
+    assert "hung: no progress for 1 s" in causes["shelf/030.raw"]
+    assert all("shelf.py" in cause for cause in causes.values())
+    assert len(digests(run_dir)) == NUM_SAMPLES // 8
 
 
 @pytest.mark.long
