@@ -102,7 +102,7 @@ class Receivers:
                 notes=self._notes.latest(),
             )
 
-        is_standing = isinstance(self._services, StandingServices)
+        standing = self._services.dispatcher if isinstance(self._services, StandingServices) else ""
         receiver = Receiver(
             stream=self.name(stream),
             incarnation=self._last_incarnation,
@@ -113,7 +113,7 @@ class Receivers:
             policy=policy,
             pool=self._pool(stream),
             notes=self._notes,
-            stall=StallPolicy(config.stall_timeout_s, config.on_stall, spec.source, is_standing),
+            stall=StallPolicy(config.stall_timeout_s, config.on_stall, spec.source, standing),
             check_services=self._services.check,
             on_outcome=self._swap_ended,
             on_stop=self._stop_asked if self._on_stop is not None else None,

@@ -1,7 +1,7 @@
 """Stalls: what to tell, and when to give up, while the training loop waits and nothing arrives.
 
 In:  the time, when something was last heard and last arrived, what the dispatcher said of its workers.
-Out: texts for the user; RunFailed where the job's `on_stall` says so.
+Out: texts for the user; RunFailed, or PeerUnreachable, where the job's `on_stall` says so.
 Pure; time is an argument.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from textwrap import indent
 from typing import Literal, NamedTuple
 
-from pipeline.errors import RunFailed
+from pipeline.errors import HeadraceError, PeerUnreachable, RunFailed
 from pipeline.messages import ServiceState
 
 TOLD_AFTER_S = 5.0
@@ -26,8 +26,9 @@ class StallPolicy(NamedTuple):
     on_stall: Literal["fail", "wait"]
     source: str
     """What the stream's workers must have."""
-    is_standing: bool = False
-    """The services are others' affair, so who waits for them is told at once; a job's own take a while to start."""
+    standing: str = ""
+    """The address of services that are others' affair, so that who waits for them is told at once; "" for a job's own,
+    which take a while to start."""
 
 
 class Told(NamedTuple):
@@ -62,7 +63,8 @@ class StallWatch:
         service: ServiceState | None,
         dropped: str = "",
     ) -> Told | None:
-        """What the user is to be told now; RunFailed after `stall_timeout_s` under `fail`."""
+        """What the user is to be told now; after `stall_timeout_s` under `fail` PeerUnreachable if a standing
+        dispatcher is silent, RunFailed else."""
         if self._looked_s is not None and now_s - self._looked_s > LOOK_GAP_S:
             self._blameless_until_s = now_s
         self._looked_s = now_s
@@ -75,23 +77,34 @@ class StallWatch:
         missing = _missing(service, self._policy.source, silent_s, dropped)
         if stalled_s >= self._policy.timeout_s:
             if self._policy.on_stall == "fail":
-                raise RunFailed(f"no slice has arrived for {self._policy.timeout_s:g} s\n  {missing}")
+                raise self._end(missing, is_silent=silent_s >= TOLD_AFTER_S)
             if self._told_s is None or now_s - self._told_s >= self._policy.timeout_s:
                 text = f"no slice has arrived for {stalled_s:.0f} s: {missing}"
                 return self._tell(now_s, stalled_since_s, text, is_urgent=True)
         is_silent = silent_s >= TOLD_AFTER_S
         # Of a silent dispatcher that is standing its own watch tells (`headrace/standing.py`).
-        is_deserted = not self._policy.is_standing if is_silent else service is None or service.able_workers == 0
+        is_deserted = not self._policy.standing if is_silent else service is None or service.able_workers == 0
         is_news = self._told_s is None or (self._knew_nothing and service is not None)
         if is_deserted and stalled_s >= TOLD_AFTER_S and is_news:
             self._knew_nothing = service is None
-            is_urgent = self._policy.is_standing or (service is not None and service.workers > service.able_workers)
+            has_unable = service is not None and service.workers > service.able_workers
+            is_urgent = bool(self._policy.standing) or has_unable
             return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=is_urgent)
         return None
 
     def rest(self) -> None:
         """The loop does not wait any more; the next look is not after a gap."""
         self._looked_s = None
+
+    def _end(self, missing: str, *, is_silent: bool) -> HeadraceError:
+        text, endpoint = f"no slice has arrived for {self._policy.timeout_s:g} s\n  {missing}", self._policy.standing
+        if not endpoint or not is_silent:
+            return RunFailed(text)
+        return PeerUnreachable(
+            f"no dispatcher answers at {endpoint}: {text}\n"
+            f"  to go on: start one with `headrace pipeline --listen {endpoint}` and workers with `headrace workers "
+            f"--connect {endpoint} --source {self._policy.source}=DIR`, or correct --connect; then train again"
+        )
 
     def _tell(self, now_s: float, stalled_since_s: float, text: str, *, is_urgent: bool) -> Told:
         if self._told_s is None:

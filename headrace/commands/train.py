@@ -28,7 +28,7 @@ from headrace.try_fix import DEFAULT_STEPS, require_try_alone
 from headrace.try_fix import try_fix as try_fix_
 from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, Problem, RunFailed, Stopped
+from pipeline.errors import ConfigError, PeerUnreachable, Problem, RunFailed, Stopped
 from pipeline.job import JobConfig, initial_workers
 from pipeline.run_end import note_failure, note_stop
 from pipeline.run_history import kept_chain
@@ -128,8 +128,8 @@ def _train_in_folder(
             if job.config.health.report and not summary.stopped_by:
                 _write_report(folder.path, job.path.absolute().parent, console)
             return summary
-        except ConfigError as error:
-            # Refused before its first step: the corrected command can use the same folder.
+        except (ConfigError, PeerUnreachable) as error:
+            # If before its first step, the same or the corrected command can use the same folder.
             folder.discard_if_unused()
             note_failure(folder, error, _num_steps_done(begun))
             raise

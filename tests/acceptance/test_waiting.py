@@ -139,6 +139,17 @@ def test_under_fail_a_run_whose_workers_deliver_nothing_ends_and_says_so(tmp_pat
     assert "Traceback" not in ended.err
 
 
+def test_under_fail_a_run_that_nobody_answers_exits_3_and_leaves_no_folder(tmp_path: Path, empty_home: Home) -> None:
+    """The same command is right once there is a dispatcher."""
+    job, endpoint = stalling_job(tmp_path, on_stall="fail"), f"ipc://{empty_home.path}/nobody"
+    train = ("train", job, "--run-dir", tmp_path / "run", "--connect", endpoint, "--set", "stall_timeout_s=6")
+    ended = run_headrace(*train, folder=tmp_path, environment=empty_home.environment)
+    assert ended.code == 3, ended.err
+    assert f"headrace: no dispatcher answers at {endpoint}: " in ended.err
+    assert f"to go on: start one with `headrace pipeline --listen {endpoint}`" in ended.err
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.long
 def test_under_fail_a_run_beside_services_without_workers_ends_and_says_so(tmp_path: Path, empty_home: Home) -> None:
     """Whoever forgot to start them reads what is missing, in the scheduler's log."""

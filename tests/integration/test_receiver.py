@@ -18,7 +18,7 @@ def test_what_a_trainer_says_while_the_dispatcher_is_away_does_not_pile_up(tmp_p
     receiver = Receiver(
         stream="run/train", incarnation=7, spec=talk.conversation._spec, course=talk.course, head_step=0,
         dispatcher=endpoint, policy=talk.policy, pool=BufferPool(max_free=1),
-        notes=Notes(lambda action, **fields: None), stall=StallPolicy(1.0, "wait", "photos", True),
+        notes=Notes(lambda action, **fields: None), stall=StallPolicy(1.0, "wait", "photos", "ipc:///d"),
     )  # fmt: skip
     context, poller = Context(), Poller()
     try:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from pipeline.errors import RunFailed
+from pipeline.errors import PeerUnreachable, RunFailed
 from pipeline.messages import ServiceState
 from trainer.stall import StallPolicy, StallWatch
 
@@ -96,7 +96,7 @@ def test_workers_that_declined_are_told_with_their_reason() -> None:
 
 def test_who_waits_for_services_of_others_is_told_on_the_terminal() -> None:
     """They may never have been started."""
-    watch = StallWatch(POLICY._replace(is_standing=True))
+    watch = StallWatch(POLICY._replace(standing="ipc:///d"))
     seen = [watch.look(now_s, **at(now_s, service=None)) for now_s in every(0.5, 10.0)]
     (told,) = [each for each in seen if each is not None]
     assert told.is_urgent
@@ -104,7 +104,7 @@ def test_who_waits_for_services_of_others_is_told_on_the_terminal() -> None:
 
 def test_of_a_standing_dispatcher_that_is_away_its_own_watch_tells_and_not_this_one_too() -> None:
     """Once it is back, what is still missing is told."""
-    watch = StallWatch(POLICY._replace(is_standing=True))
+    watch = StallWatch(POLICY._replace(standing="ipc:///d"))
     assert [watch.look(now_s, **at(now_s, last_heard_s=0.0, service=None)) for now_s in every(0.5, 20.0)] == [None] * 40
     told = watch.look(20.5, **at(20.5, service=service(workers=0)))
     assert told is not None
@@ -113,7 +113,7 @@ def test_of_a_standing_dispatcher_that_is_away_its_own_watch_tells_and_not_this_
 
 def test_what_a_dispatcher_says_after_the_first_note_is_news() -> None:
     """Its first word of workers may come after the first note; then once and no more."""
-    watch = StallWatch(POLICY._replace(is_standing=True, timeout_s=300.0))
+    watch = StallWatch(POLICY._replace(standing="ipc:///d", timeout_s=300.0))
     assert watch.look(5.0, **at(5.0, service=None)) is not None
     told = watch.look(5.5, **at(5.5, service=service(workers=0)))
     assert told is not None
@@ -129,6 +129,20 @@ def test_a_silent_dispatcher_is_told_and_not_fatal_before_the_timeout() -> None:
     assert "the dispatcher has been silent for 5 s" in text
     with pytest.raises(RunFailed, match="the dispatcher has been silent for 60 s"):
         looks(watch, 60.0, last_heard_s=0.0)
+
+
+@pytest.mark.parametrize("seen", [None, service()], ids=["never heard", "silent now"])
+def test_a_standing_dispatcher_that_is_silent_ends_the_run_with_its_address_and_the_way_out(
+    seen: ServiceState | None,
+) -> None:
+    """Exit code 3: not the run but what it connects to is to be mended. One that answers is reachable."""
+    watch = StallWatch(POLICY._replace(standing="ipc:///d"))
+    text = r"(?s)at ipc:///d: .*30 s.*to go on: .*pipeline --listen ipc:///d"
+    with pytest.raises(PeerUnreachable, match=text) as told:
+        looks(watch, *every(0.5, 30.0), last_heard_s=0.0, service=seen)
+    assert "headrace workers --connect ipc:///d --source photos=DIR" in str(told.value)
+    with pytest.raises(RunFailed, match="no worker is connected"):
+        StallWatch(POLICY._replace(standing="ipc:///d")).look(30.0, **at(30.0, service=service(workers=0)))
 
 
 def test_the_end_of_a_stall_is_told() -> None:
