@@ -21,6 +21,7 @@ from headrace.standing import StandingServices
 from pipeline.bad_count import BadCount
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError
+from pipeline.extras import WORKERS, require_extras
 from pipeline.messages import StreamSpec
 from pipeline.plan import (
     first_entries,
@@ -74,6 +75,8 @@ class Streams:
         has changed, for the terminal, from any thread; a run folder: its job's model is trained on the batches.
         ConfigError if a chain of the job is refused by the workers, or can't go with
         the others."""
+        if connect is None:
+            require_extras("the job's workers", WORKERS)
         self._job = job
         self._folder = folder
         self._terminal = tell

@@ -20,6 +20,7 @@ from headrace.stream_report import describe_stream
 from headrace.worker_conditions import differs_from_workers, fingerprint_of_workers, way_out
 from pipeline.config_job import Job
 from pipeline.errors import ConfigError, Problem
+from pipeline.extras import WORKERS, importing_extras
 from pipeline.messages import StreamSpec
 from pipeline.run_folder import RunFolder
 from pipeline.service_messages import StreamReport
@@ -133,7 +134,7 @@ class Receivers:
         fingerprint: str,
         policy: BadSamplePolicy,
     ) -> InlineReceiver:
-        with own_house():
+        with own_house(), importing_extras("0 workers", WORKERS):
             from headrace.inline_worker import InlineWorker
         worker = InlineWorker(self._job)
         if fingerprint not in ("", worker.fingerprint):

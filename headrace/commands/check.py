@@ -22,6 +22,7 @@ from pipeline.config import examine_job, examined_job, is_job_file, load_chain
 from pipeline.config_job import Job
 from pipeline.config_recipes import JobRecipes
 from pipeline.errors import EXIT_USER_INPUT, ConfigError, Problem
+from pipeline.extras import WORKERS, importing_extras
 from pipeline.factory import load_factory
 from pipeline.plan import Role, first_entries, open_job_source, require_equal_classes, section_of
 from pipeline.recipe import Recipe
@@ -49,6 +50,9 @@ def check(
     A job's sources are opened (their index, no image) and its model's factory is imported: a folder that isn't on this
     machine is an error beside the others. What the chain makes of the images is tried when the job starts.
     """
+    # Here and not at the top: importing albumentations takes a second that `headrace --help` should not wait for.
+    with importing_extras("headrace check", WORKERS):
+        import workers.chain  # noqa: F401
     is_any_wrong = False
     for file in files:
         try:
@@ -68,7 +72,6 @@ def _check_one(file: Path, plugins: list[str], *, is_trained: bool = True) -> st
 
 
 def _check_chain(file: Path, plugins: list[str]) -> str:
-    # Here and not at the top: importing albumentations takes a second that `headrace --help` should not wait for.
     from workers.chain import compile_chain
 
     folder = Path.cwd()

@@ -17,6 +17,9 @@ def digest(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field, as in seed=3.")] = None,
 ) -> None:
     """Print position, epoch, recipe and digest of each batch; the same for any number of workers."""
+    from pipeline.extras import TRAINER, WORKERS, require_extras
+
+    require_extras("headrace digest", WORKERS, TRAINER)
     from headrace.embedded import open_streams
     from pipeline.config import load_job
     from pipeline.job import initial_workers

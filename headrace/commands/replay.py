@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.extras import WORKERS, importing_extras
 
 if TYPE_CHECKING:
     from headrace.past_run import PastStep
@@ -41,8 +42,9 @@ def replay(
         if not out.absolute().parent.is_dir():
             raise _refusal("--out", "a file in a folder that exists", str(out), f"mkdir -p {out.parent}")
     # Imported late: torch is not needed, but albumentations is, and takes a second.
+    with importing_extras("headrace replay", WORKERS):
+        from headrace.remake import Remaker
     from headrace.past_run import look_up
-    from headrace.remake import Remaker
     from headrace.replay_report import as_table, verdict
     from pipeline.config import load_chain
     from pipeline.recipe import Recipe

@@ -7,7 +7,6 @@ Never trains by itself: `trainer.loop` does.
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import sys
 import time
@@ -29,6 +28,7 @@ from headrace.try_fix import try_fix as try_fix_
 from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, PeerUnreachable, Problem, RunFailed, Stopped
+from pipeline.extras import TRAINER, WORKERS, require_extras
 from pipeline.job import JobConfig, initial_workers
 from pipeline.run_end import note_failure, note_stop
 from pipeline.run_history import kept_chain
@@ -71,7 +71,7 @@ def train(
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override a field, as in optimizer.lr=0.01.")] = None,
 ) -> None:
     """Train a job's model on augmented batches, and save it."""
-    _require_torch()
+    require_extras("headrace train", *([TRAINER] if connect else [WORKERS, TRAINER]))
     overrides = [*(set_ or []), *_workers_override(workers)]
     saving = {"--run-dir": run_dir, "--resume": resume, "--from": from_step is not None, "--branch": branch}
     saving |= {"--accept-changes": accept_changes, "--timeline": timeline}
@@ -312,17 +312,3 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print("Load the model:", highlight=False)
     load = f'from headrace import load_model; model = load_model("{summary.checkpoint}")'
     console.print(f"  {load}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _require_torch() -> None:
-    """Looked for, not imported: what is wrong with the job is said without waiting for it."""
-    if importlib.util.find_spec("torch") is None:
-        problem = Problem(
-            file="headrace train",
-            line=0,
-            path="",
-            expected="torch, which trains the model",
-            got="no module of that name",
-            way_out="pip install 'headrace[trainer]'",
-        )
-        raise ConfigError(problem)
