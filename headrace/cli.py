@@ -19,15 +19,13 @@ from headrace._house import own_house
 if TYPE_CHECKING:
     import typer
 
+_LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 _NO_DEFECT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk or its owner refuses, and the text names: nobody needs a traceback for it."""
 
 
 def main() -> None:
     """Run a subcommand; ends the process with its exit code."""
-    logging.basicConfig(
-        level=os.environ.get("HEADRACE_LOG", "WARNING").upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s"
-    )
     _listen_for_signals()
     try:
         with own_house():
@@ -53,10 +51,21 @@ def _run() -> None:
     from pipeline.errors import HeadraceError
 
     try:
+        logging.basicConfig(level=_log_level(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
         _app()()
     except HeadraceError as error:
         print(f"headrace: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _log_level() -> str:
+    from pipeline.errors import ConfigError, Problem
+
+    given = os.environ.get("HEADRACE_LOG") or "WARNING"
+    if given.upper() not in _LOG_LEVELS:
+        expected = f"one of {', '.join(_LOG_LEVELS)}"
+        raise ConfigError(Problem(file="environment", line=0, path="HEADRACE_LOG", expected=expected, got=given))
+    return given.upper()
 
 
 def _exit_interrupted() -> int:
