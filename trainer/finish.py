@@ -14,8 +14,8 @@ import torch
 from pipeline.recipe import BatchSpec, Finish
 
 _BLOCK_ELEMENTS = (1 << 15) - 1
-"""Elements finished at a time: 128 KiB of float32, so the second pass over a block finds it in the L2 cache, and just
-below the 32,768 from which torch shares an operation among its threads. Measured at batch 64 of 224x224x3, in
+"""Elements finished at a time on a CPU: 128 KiB of float32, so the second pass over a block finds it in the L2 cache,
+and just below the 32,768 from which torch shares an operation among its threads. Measured at batch 64 of 224x224x3, in
 microseconds of processor time an image: 127 with one thread (155 in one piece); with two threads beside busy workers
 136 to 171, where larger blocks took 180 to 1,200, waiting for each other. On two idle cores 2^17 would be a third
 quicker, but idle cores are not what a trainer beside its workers has."""
@@ -73,7 +73,9 @@ class Finisher:
         self._fit_rows(width, num_channels)
         # A row of W*C constants, not C of them: the inner loop is then long and contiguous, so it is vectorised.
         row = width * num_channels
-        rows_a_block = max(1, _BLOCK_ELEMENTS // row)
+        # Another device has no such cache, and each block would be two more kernels to launch.
+        elements = _BLOCK_ELEMENTS if self.device.type == "cpu" else images_NHWC.numel()
+        rows_a_block = max(1, elements // row)
         wire_blocks = torch.split(images_NHWC.view(-1, row), rows_a_block)
         for wire_block, block in zip(wire_blocks, torch.split(out_NHWC.view(-1, row), rows_a_block), strict=True):
             # Converted apart: addcmul on mixed dtypes takes torch's slow element-wise path (370 µs an image).

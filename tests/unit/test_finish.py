@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.recipe import Finish
 from trainer import finish as finish_module
@@ -80,6 +81,28 @@ def test_without_scale_the_images_keep_their_dtype_and_memory(dtype, channels_fi
     assert finished.dtype == images_NHWC.dtype
     assert finished.data_ptr() == images_NHWC.data_ptr()
     assert finished.shape == ((2, 3, 5, 7) if channels_first else (2, 5, 7, 3))
+
+
+class Operations(TorchDispatchMode):
+    """Counts what would each be a kernel to launch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("device", "num_blocks"), [("meta", 1), ("cpu", 64 * 224 // 48 + 1)])
+def test_only_a_cpu_finishes_block_by_block(device: str, num_blocks: int) -> None:
+    """A batch in 299 blocks is 598 kernels on a GPU, which has no use for them."""
+    images_NHWC = torch.zeros((64, 224, 224, 3), dtype=torch.uint8, device=device)
+    finisher = Finisher(RGB, torch.device(device))
+    with Operations() as operations:
+        finisher(images_NHWC)
+    assert operations.names.count("copy_") == operations.names.count("addcmul") == num_blocks
 
 
 def test_one_finisher_serves_batches_of_different_width_and_count():
