@@ -25,18 +25,27 @@ signal.pause()
 """
 
 
-def start(folder: Path, headrace: str, code: int = 0) -> subprocess.Popen[str]:
+STEPS = """#!/bin/sh
+mkdir -p runs/first
+echo "{\\"attempt\\":1,\\"step\\":$STEP,\\"loss\\":0.5}" >> runs/first/metrics.jsonl
+exit $CODE
+"""
+
+
+def start(folder: Path, headrace: str, code: int = 0, step: int = 0) -> subprocess.Popen[str]:
     """docker/train in `folder`, with a stub for the command that it calls."""
     stub = folder / "bin/headrace"
-    stub.parent.mkdir()
+    stub.parent.mkdir(exist_ok=True)
     stub.write_text(headrace)
     stub.chmod(0o755)
     own = {"PATH": f"{stub.parent}:{os.environ['PATH']}", "JOB": "job.yaml", "RUN": "first", "CODE": str(code)}
+    own["STEP"] = str(step)
     return subprocess.Popen(
         [ROOT / "docker/train", "--connect", "E"],
         cwd=folder,
         env={**os.environ, **own},
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
 
@@ -55,12 +64,35 @@ def test_the_service_goes_on_with_a_run_that_can_be_resumed_and_begins_any_other
     assert out == f"train job.yaml --run-dir runs/first{more} --connect E\n"
 
 
-@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 2), (4, 0), (130, 130), (137, 137)])
-def test_only_a_stop_on_request_is_told_as_an_end(code: int, expected: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("code", "expected"), [(0, 0), (1, 1), (2, 0), (3, 3), (4, 0), (130, 130), (137, 137)])
+def test_only_what_another_start_may_mend_is_told_as_a_failure(code: int, expected: int, tmp_path: Path) -> None:
     """A restart policy starts what ended with another code than 0: also a run that somebody just stopped."""
     service = start(tmp_path, ENDS, code)
     service.communicate(timeout=60)
     assert service.returncode == expected
+
+
+def test_a_run_that_comes_no_step_further_is_given_up_and_one_that_does_is_not(tmp_path: Path) -> None:
+    """A run of weeks may crash as often as it likes; a crash at the same step would go round for ever."""
+
+    def ended(code: int, step: int) -> tuple[int, str]:
+        service = start(tmp_path, STEPS, code, step)
+        _, err = service.communicate(timeout=60)
+        return service.returncode, err
+
+    assert [ended(137, step) for step in range(95, 111)] == [(137, "")] * 16
+    assert [ended(1, 110) for _ in range(8)] == [(1, "")] * 8
+    assert [ended(3, 110) for _ in range(3)] == [(3, "")] * 3, "services that are away say nothing about the run"
+    code, err = ended(1, 109)
+    assert code == 0
+    assert err.startswith("train: 10 times no further than step 110 (exit code 1); not tried again")
+    assert ended(1, 110) == (1, ""), "whoever starts it anew begins to count anew"
+
+
+def test_the_trainers_policy_has_no_number_of_restarts() -> None:
+    """An engine never forgets one, however long the run has been well in between."""
+    policies = re.findall(r"^ +restart: (\S+)", (ROOT / "docker-compose.yml").read_text(), re.MULTILINE)
+    assert policies == ["unless-stopped", "on-failure"]
 
 
 def test_a_signal_is_passed_on_and_the_checkpoint_waited_for(tmp_path: Path) -> None:
