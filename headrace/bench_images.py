@@ -7,15 +7,14 @@ Never touches a folder of the user's.
 
 from __future__ import annotations
 
-import io
 import shutil
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
-from PIL import Image
 
 from headrace.demo_images import JPEG_QUALITY, PHOTOGRAPHS, Photograph
+from headrace.pictures import crop_as_jpeg
 
 IMAGES_PER_CLASS = 64
 """384 images of 40 kB: all of them stay in the page cache, since disks are not what is measured."""
@@ -48,15 +47,15 @@ def _write_class(folder: Path, photograph: Photograph) -> None:
     import skimage.data  # here, not above: the command says what to install if it is missing
 
     folder.mkdir(parents=True)
-    picture = Image.fromarray(getattr(skimage.data, photograph.function)())
-    largest_width = min(picture.width, picture.height * 4 // 3)
+    pixels = getattr(skimage.data, photograph.function)()
+    full_height, full_width = pixels.shape[:2]
+    largest_width = min(full_width, full_height * 4 // 3)
     for number in range(IMAGES_PER_CLASS):
         random = np.random.default_rng((PHOTOGRAPHS.index(photograph), number))
         width = largest_width * int(random.integers(MIN_SCALE_PERCENT, 101)) // 100
         height = width * 3 // 4
-        left = int(random.integers(picture.width - width + 1))
-        top = int(random.integers(picture.height - height + 1))
-        crop = picture.crop((left, top, left + width, top + height))
-        encoded = io.BytesIO()
-        crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=JPEG_QUALITY)
-        (folder / f"{number:04d}.jpg").write_bytes(encoded.getvalue())
+        left = int(random.integers(full_width - width + 1))
+        top = int(random.integers(full_height - height + 1))
+        box = (left, top, left + width, top + height)
+        encoded = crop_as_jpeg(pixels, box, (WIDTH, HEIGHT), quality=JPEG_QUALITY)
+        (folder / f"{number:04d}.jpg").write_bytes(encoded)

@@ -2,7 +2,7 @@
 
 In:  scikit-image's photographs (CC0 or public domain, inside its wheel, nothing is downloaded).
 Out: JPEG bytes with their relative paths, the same on each run with the same versions of Pillow and scikit-image.
-Never writes a file. Pillow does the scaling and encoding: scikit-image brings it, and this is not the training path.
+Never writes a file. Pillow does the scaling and encoding: this is not the training path.
 
 Held-out crops lie in `held_out` boxes, training crops in `train` boxes of the same photograph; the two never overlap,
 so no held-out pixel has been trained on. Both show what is typical of the class.
@@ -10,12 +10,12 @@ so no held-out pixel has been trained on. Both show what is typical of the class
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image
+
+from headrace.pictures import crop_as_jpeg
 
 # Boxes are (left, top, right, bottom) in pixels of the photograph, right and bottom excluded.
 Box = tuple[int, int, int, int]
@@ -117,17 +117,14 @@ def make_images() -> Iterator[tuple[str, bytes]]:
 
     for photograph in PHOTOGRAPHS:
         pixels = getattr(skimage.data, photograph.function)()
-        picture = Image.fromarray(pixels)
-        if picture.size != photograph.size:
-            raise ValueError(f"skimage.data.{photograph.function} is {picture.size}, not {photograph.size}")
+        size = (pixels.shape[1], pixels.shape[0])
+        if size != photograph.size:
+            raise ValueError(f"skimage.data.{photograph.function} is {size}, not {photograph.size}")
         for part, num in (("train", NUM_TRAIN_PER_CLASS), ("held_out", NUM_HELD_OUT_PER_CLASS)):
             for number in range(num):
                 box, width = choose_crop(photograph, part, number)
-                # Cropped first: with resize(box=...) the filter would read beyond the box, across the border.
-                crop = picture.crop(box).resize((width, width * 3 // 4), Image.Resampling.BICUBIC)
-                encoded = io.BytesIO()
-                crop.save(encoded, "JPEG", quality=JPEG_QUALITY)
-                yield f"{part}/{photograph.name}/{number:04d}.jpg", encoded.getvalue()
+                encoded = crop_as_jpeg(pixels, box, (width, width * 3 // 4), quality=JPEG_QUALITY)
+                yield f"{part}/{photograph.name}/{number:04d}.jpg", encoded
 
 
 def choose_crop(photograph: Photograph, part: str, number: int) -> tuple[Box, int]:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL.Image import Image
-
 from headrace.applied_text import applied_name, applied_params
 from headrace.past_run import PastStep
 from headrace.remake import RemadeBatch, RemadeSample
 from headrace.replay_report import replaced_lines
-from headrace.sheet import Card, Line, Picture, displayable, draw_sheet
+from headrace.sheet import Card, Line, Picture, Sheet, displayable, draw_sheet
 
 
-def as_sheet(past: PastStep, made: RemadeBatch, compared: RemadeBatch | None, compare_file: Path | None) -> Image:
+def as_sheet(past: PastStep, made: RemadeBatch, compared: RemadeBatch | None, compare_file: Path | None) -> Sheet:
     """A card a sample: the original, what the run made of it, and what the other chain makes of it."""
     batch = past.batch
     is_same = made.digest == past.digest

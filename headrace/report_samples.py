@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.errors import ConfigError, HeadraceError
 from pipeline.json_lines import iter_lines
@@ -128,22 +128,10 @@ def _is_small(sample: RemadeSample) -> bool:
 
 
 def _encoded(image_HWC: np.ndarray) -> bytes:
-    """PNG of a small picture, pixel for pixel; JPEG of a larger one, made smaller to fit the box."""
-    import io
-
-    from PIL import Image
-
+    from headrace.pictures import shown_within
     from headrace.sheet import displayable
 
-    shown, _ = displayable(image_HWC)
-    image: Any = Image.fromarray(shown)
-    out = io.BytesIO()
-    if max(image.size) <= _SMALL:
-        image.save(out, "PNG", optimize=True)
-    else:
-        image.thumbnail((BOX, BOX), Image.Resampling.LANCZOS)
-        image.save(out, "JPEG", quality=_JPEG_QUALITY, optimize=True)
-    return out.getvalue()
+    return shown_within(displayable(image_HWC)[0], BOX, smallest=_SMALL, quality=_JPEG_QUALITY)
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -38,6 +38,7 @@ _TONES: dict[Tone, tuple[int, int, int]] = {
 }
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+Sheet = Image.Image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,7 @@ class Card:
     is_marked: bool = False
 
 
-def draw_sheet(title: Sequence[Line], cards: Sequence[Card]) -> Image.Image:
+def draw_sheet(title: Sequence[Line], cards: Sequence[Card]) -> Sheet:
     """The sheet: the title's lines, then rows of cards, as many side by side as fit."""
     assert cards
     num_pictures = max(len(card.pictures) for card in cards)
@@ -96,7 +97,7 @@ def draw_sheet(title: Sequence[Line], cards: Sequence[Card]) -> Image.Image:
     return sheet
 
 
-def write_png(sheet: Image.Image, path: Path) -> None:
+def write_png(sheet: Sheet, path: Path) -> None:
     """The file is there whole or not at all; ConfigError if it can't be written."""
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
     try:
@@ -131,7 +132,7 @@ def displayable(image_HWC: np.ndarray) -> tuple[np.ndarray, str]:
     return np.ascontiguousarray(shown[:, :, :3]), note
 
 
-def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, card: Card, x: int, y: int) -> None:
+def _draw_card(sheet: Sheet, draw: ImageDraw.ImageDraw, card: Card, x: int, y: int) -> None:
     text_y = y + max(_size_of(picture)[1] for picture in card.pictures) + 6
     for number, picture in enumerate(card.pictures):
         left = x + number * (_BOX + _GAP)

@@ -8,6 +8,7 @@ Never trains, never loads a checkpoint.
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,10 +86,8 @@ def _print(past: PastStep, made: RemadeBatch, table: object) -> None:
 
 
 def _require_pillow() -> None:
-    try:
-        import PIL.Image  # noqa: F401 (looked for before the work, not after it)
-    except ModuleNotFoundError as error:
-        raise _refusal("--out", "Pillow, which draws the sheet", "no such module", "pip install pillow") from error
+    if importlib.util.find_spec("PIL") is None:
+        raise _refusal("--out", "Pillow, which draws the sheet", "no such module", "pip install 'headrace[report]'")
 
 
 def _refusal(path: str, expected: str, got: str, way_out: str) -> ConfigError:

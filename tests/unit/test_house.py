@@ -29,6 +29,7 @@ HOMES = {
     "cv2": ["workers/decode.py", "workers/chain*.py"],
     "torch": ["trainer/*.py"],
     "matplotlib": ["trainer/figures.py"],
+    "PIL": ["headrace/pictures.py", "headrace/sheet.py"],
     "jinja2": ["trainer/pages.py"],
     "prometheus_client": ["trainer/export_prometheus.py"],
     "tensorboard": ["trainer/export_tensorboard.py"],
