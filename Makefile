@@ -35,7 +35,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	$(BIN)/headrace bench configs/jobs/bench.yaml
+	$(BIN)/headrace bench configs/jobs/bench.yaml --json docs/bench.json
 
 calibrate: $(INSTALLED) demo-data
 	$(BIN)/headrace calibrate configs/jobs/calibrate.yaml
