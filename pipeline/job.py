@@ -237,7 +237,9 @@ class JobConfig(Section):
     window_nbytes: PositiveInt = 1 << 30
     """Bytes of batches in flight at most (one batch is always allowed). 1 GiB; chosen, not measured."""
     on_bad_sample: Literal["substitute", "fail"] = "substitute"
-    """A sample that can't be decoded or transformed: replaced by another chosen from its coordinates, or fatal."""
+    """A sample that can't be decoded or transformed: replaced by another chosen from its coordinates, or fatal. A JPEG
+    whose damage libjpeg bridges with filler (wrong inside, its end marker there) decodes: it is not seen as bad, as in
+    other loaders."""
     max_bad_fraction: Fraction = 0.01
     """Under `substitute`: fatal once more than max(10, this share of the source, or of what was delivered while that is
     less) were bad. A sample that is bad in each epoch counts once."""
