@@ -30,7 +30,7 @@ def test_a_job_goes_on_with_the_samples_it_began_with_though_another_indexes_the
         train={"source": "photos", "chain": chain, "batch_size": 4, "epochs": 20},
         eval={"source": "held_out", "chain": chain},
         window_batches=2,
-        stall_timeout_s=20,
+        stall_timeout_s=120,
     )
     with Stream(job, workers=1) as stream:
         batches = iter(stream)

@@ -198,7 +198,7 @@ def test_stop_ends_a_run_resumably_and_its_status_is_read_from_its_files(run: Ru
     screen = run.operate("status")
     assert screen.code == 0
     assert "not going on" in screen.out
-    assert f"step {num_steps} " in screen.out
+    assert f"{num_steps} steps done" in screen.out
     assert f"checkpoints/step-{num_steps:08d}" in screen.out
     for command in (("swap", run.weak), ("scale", "2"), ("stop",)):
         late = run.operate(*command)
