@@ -73,8 +73,7 @@ class Streams:
         """connect: a standing dispatcher to use instead of own services; automatic: the number of workers follows
         the need; on_stop: called for an operator's `headrace stop`, says what becomes of it; tell: what an operator
         has changed, for the terminal, from any thread; a run folder: its job's model is trained on the batches.
-        ConfigError if a chain of the job is refused by the workers, or can't go with
-        the others."""
+        ConfigError if a chain of the job is refused by the workers, or can't go with the others."""
         if connect is None:
             require_extras("the job's workers", WORKERS)
         self._job = job

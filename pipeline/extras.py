@@ -13,8 +13,13 @@ from collections.abc import Iterator
 
 from pipeline.errors import ConfigError, Problem
 
-WORKERS, TRAINER = "workers", "trainer"
-_LIBRARIES = {WORKERS: ("albumentations", "cv2"), TRAINER: ("torch",)}
+WORKERS, TRAINER, REPORT, DEMO = "workers", "trainer", "report", "demo"
+_LIBRARIES = {
+    WORKERS: ("albumentations", "cv2"),
+    TRAINER: ("torch",),
+    REPORT: ("matplotlib", "PIL"),
+    DEMO: ("skimage", "PIL"),
+}
 
 
 def require_extras(who: str, *extras: str) -> None:

@@ -7,7 +7,6 @@ Never fails because a target is missed: the numbers are there to be read.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.extras import DEMO, require_extras
 
 if TYPE_CHECKING:
     from headrace.bench_report import Round
@@ -90,17 +90,7 @@ def _no_job() -> ConfigError:
 def _instead_of_own_images(job: Job) -> str:
     """The override that puts the benchmark's images in the place of the job's train source."""
     name = job.config.train.source
-    if importlib.util.find_spec("skimage") is None:
-        raise ConfigError(
-            Problem(
-                file="headrace bench",
-                line=0,
-                path="",
-                expected="scikit-image, for the photographs it ships",
-                got="it is not installed",
-                way_out="pip install headrace[demo], or --own-images",
-            )
-        )
+    require_extras("headrace bench without --own-images", DEMO)
     from headrace.bench_images import bench_images
     from pipeline.index_file import cache_folder
 

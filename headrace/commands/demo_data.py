@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.util
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.extras import DEMO, require_extras
 
 STAMP = "demo-data.json"
 FORMAT = 1
@@ -40,9 +40,7 @@ def demo_data(
         raise _refusal(directory, "an absent or empty folder", "a folder with other files in it", "name another folder")
     if directory.exists() and not directory.is_dir():
         raise _refusal(directory, "a folder", "a file", "name another folder")
-    if importlib.util.find_spec("skimage") is None:
-        expected = "scikit-image, for the photographs it ships"
-        raise _refusal(directory, expected, "it is not installed", "pip install headrace[demo]")
+    require_extras("headrace demo-data", DEMO)
     num_images, nbytes = _write(directory, console)
     console.print(f"{directory}: wrote {num_images} JPEGs, {nbytes / 1e6:.1f} MB", soft_wrap=True)
     console.print("  train/ and held_out/ (from separate regions), one folder a class; sources in LICENSES.md")

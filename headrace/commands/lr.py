@@ -13,7 +13,6 @@ augmented copy of a sample that a model is judged on was trained on. headrace/ra
 
 from __future__ import annotations
 
-import importlib.util
 import json as json_module
 import math
 from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pipeline.errors import ConfigError, Problem, RunFailed
-from pipeline.extras import TRAINER, WORKERS, require_extras
+from pipeline.extras import REPORT, TRAINER, WORKERS, require_extras
 
 if TYPE_CHECKING:
     from headrace.rate_samples import OnProgress
@@ -198,10 +197,7 @@ def _checked(
         for file in files
         if file is not None and not file.absolute().parent.is_dir()
     ]
-    require_extras("headrace lr", WORKERS, TRAINER)
-    if importlib.util.find_spec("matplotlib") is None:
-        way_out = "pip install 'headrace[report]'"
-        problems.append(_problem("--out", "matplotlib, which draws the picture", "no module of that name", way_out))
+    require_extras("headrace lr", WORKERS, TRAINER, REPORT)
     if problems:
         raise ConfigError(problems)
     tried = tuple(sorted(set(rates)))

@@ -8,14 +8,13 @@ Never trains, never loads a checkpoint.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.errors import ConfigError, Problem
-from pipeline.extras import WORKERS, importing_extras
+from pipeline.extras import REPORT, WORKERS, importing_extras, require_extras
 
 if TYPE_CHECKING:
     from headrace.past_run import PastStep
@@ -39,7 +38,7 @@ def replay(
     if compare is not None and out is None:
         raise _refusal("--compare", "--out FILE.png beside it", "none", "add one: the comparison is a picture")
     if out is not None:
-        _require_pillow()
+        require_extras("headrace replay --out", REPORT)
         if not out.absolute().parent.is_dir():
             raise _refusal("--out", "a file in a folder that exists", str(out), f"mkdir -p {out.parent}")
     # Imported late: torch is not needed, but albumentations is, and takes a second.
@@ -83,11 +82,6 @@ def _print(past: PastStep, made: RemadeBatch, table: object) -> None:
     left = batch.stop - batch.start - len(made.samples)
     if left:
         print(f"and {left} more samples")
-
-
-def _require_pillow() -> None:
-    if importlib.util.find_spec("PIL") is None:
-        raise _refusal("--out", "Pillow, which draws the sheet", "no such module", "pip install 'headrace[report]'")
 
 
 def _refusal(path: str, expected: str, got: str, way_out: str) -> ConfigError:

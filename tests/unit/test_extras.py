@@ -7,7 +7,7 @@ import importlib.util
 import pytest
 
 from pipeline.errors import ConfigError
-from pipeline.extras import TRAINER, WORKERS, importing_extras, require_extras
+from pipeline.extras import DEMO, REPORT, TRAINER, WORKERS, importing_extras, require_extras
 
 
 def test_a_command_names_all_its_extras_where_one_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,7 +18,8 @@ def test_a_command_names_all_its_extras_where_one_library_is_missing(monkeypatch
         ConfigError, match=r"no module named torch\n  to go on: pip install 'headrace\[workers,trainer\]'"
     ):
         require_extras("headrace train", WORKERS, TRAINER)
-    require_extras("headrace check", WORKERS)
+    for others in (WORKERS, REPORT, DEMO):
+        require_extras("a command that trains nothing", others)
 
 
 def test_a_library_that_is_there_and_can_not_be_loaded_is_told_alike() -> None:
