@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 DEFAULT_STEPS = 30
 """Enough for a loss to begin to fall, and for three looks at each layer; chosen."""
-LEARNED = 0.95
-"""A loss below this share of a guess's has learned something: the mean of a few batches differs by less. Chosen."""
+LOWER = 0.95
+"""A loss below this share of another's, or of a guess's, is lower: means of a few batches differ by less. Chosen."""
 MAX_SLOWER = 2
-"""Times that B's own learning rate is lowered, if its steps turn out too large: a hundredth is far enough."""
+"""Times that B's own learning rate is lowered: a factor taken from ruined steps may fall short once. Chosen."""
 LOUD = 1.5
 """Times a guess's loss: LOSS0's own first threshold."""
 SPIKY = 5.0
@@ -216,7 +216,7 @@ def conclusion(present: Trial, other: Trial) -> tuple[str, ...]:
 
 
 def is_to_take(present: Trial, other: Trial) -> bool:
-    """B ends with the lower loss; or A has learned nothing by then, and B no longer has what keeps it from learning."""
+    """B ends with a loss lower than by chance; or A has learned nothing, and B has no longer what keeps it from it."""
     if _has_lower_loss(present, other):
         return True
     is_quiet = other.last_loss < LOUD * other.lint.guess
@@ -225,12 +225,12 @@ def is_to_take(present: Trial, other: Trial) -> bool:
 
 def _has_lower_loss(present: Trial, other: Trial) -> bool:
     is_lost = math.isfinite(other.last_loss) and not math.isfinite(present.last_loss)
-    return is_lost or other.last_loss < present.last_loss
+    return is_lost or other.last_loss < LOWER * present.last_loss
 
 
 def _is_guessing(one: Trial) -> bool:
     """False where nobody knows what a guess has."""
-    return one.last_loss > LEARNED * one.lint.guess
+    return one.last_loss > LOWER * one.lint.guess
 
 
 def _found(one: Trial) -> set[str]:

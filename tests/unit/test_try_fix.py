@@ -103,6 +103,7 @@ def test_losses_fall_or_rise_or_are_not_finite() -> None:
     ("present", "other", "is_taken"),
     [
         (trial(2.4, 1.2), trial(2.4, 1.1), True),
+        (trial(2.4, 1.2), trial(2.4, 1.17), False),
         (trial(2.4, 1.2), trial(2.4, 1.3), False),
         (trial(2.4, 1.2, findings=(FINDING,)), trial(2.4, 1.3), False),
         (trial(2.4, 1.2), trial(2.4, math.nan), False),
