@@ -162,7 +162,7 @@ def test_two_writers_at_once_are_kept_apart(tmp_path: Path) -> None:
 
 def test_without_scikit_image_the_command_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    assert "pip install headrace[demo]" in refusal(tmp_path / "demo")
+    assert "pip install 'headrace[demo]'" in refusal(tmp_path / "demo")
     assert not list(tmp_path.iterdir())
 
 
