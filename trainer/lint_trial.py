@@ -24,7 +24,7 @@ from trainer.first_look import lint_job, scale
 from trainer.health.detectors import HealthConfig
 from trainer.health.monitor import GradientHealth
 from trainer.health.observer import HealthObserver
-from trainer.health.records import DeepStats, Severity, Verdict
+from trainer.health.records import DeepStats, Verdict, open_verdicts
 from trainer.health.robust import quantile
 from trainer.lint_report import LintReport, Slopes, slopes_of
 from trainer.models import build_model, check_output
@@ -116,7 +116,7 @@ def _run(job: Job, batches: Iterable[Batch], spec: BatchSpec, num_classes: int, 
         first=slopes_of(deep[0] if deep else None),
         last=slopes_of(deep[-1] if deep else None),
         update_ratio=_update_ratio(deep[-1] if deep else None),
-        verdicts=tuple(one for one in health.verdicts if one.severity >= Severity.WARN and one.resolved_at is None),
+        verdicts=tuple(open_verdicts(health.verdicts)),
     )
 
 

@@ -37,6 +37,7 @@ from trainer.device import choose_device, prepare_torch
 from trainer.evaluation import evaluate
 from trainer.exporters import close_all, open_exporters
 from trainer.first_look import prepare
+from trainer.health.records import open_verdicts
 from trainer.models import check_output
 from trainer.optimizers import build_optimizer
 from trainer.random_state import random_state_kept
@@ -47,7 +48,7 @@ from trainer.step import Stepper
 from trainer.stopping import StopNow, StopRequest
 from trainer.trainable import require_trainable
 from trainer.watch import Tell, open_watch
-from trainer.watch_text import end_text, open_verdicts
+from trainer.watch_text import end_text
 
 if TYPE_CHECKING:
     from pipeline.config_job import Job

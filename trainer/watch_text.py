@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from trainer.health.overhead import Overhead
-from trainer.health.records import Change, DeepStats, Severity, Verdict, VerdictEvent
+from trainer.health.records import Change, DeepStats, Verdict, VerdictEvent, open_verdicts
 from trainer.health.robust import quantile
 from trainer.health.rules_depth import backward_profile, forward_profiles
 
@@ -45,11 +45,6 @@ def event_text(event: VerdictEvent) -> str:
 def title(verdict: Verdict) -> str:
     """Such as `CRITICAL VANISH_BWD`, or `WARN EXPLODE/spike`."""
     return f"{verdict.severity.name} {verdict.id}{f'/{verdict.kind}' if verdict.kind else ''}"
-
-
-def open_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Those that are not resolved and of some weight."""
-    return [one for one in verdicts if one.resolved_at is None and one.severity >= Severity.WARN]
 
 
 def end_text(verdicts: Iterable[Verdict]) -> str:

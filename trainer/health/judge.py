@@ -26,6 +26,7 @@ from trainer.health.records import (
     StepStats,
     Verdict,
     VerdictEvent,
+    open_verdicts,
 )
 from trainer.health.robust import from_state, to_state
 from trainer.health.rules_clip import Clip
@@ -177,7 +178,7 @@ class Judge:
     @property
     def is_critical(self) -> bool:
         """A critical verdict is open; or the last sample was critical, of one that more samples may open."""
-        is_open = any(one.resolved_at is None and one.severity is Severity.CRITICAL for one in self._verdicts.values())
+        is_open = any(one.severity is Severity.CRITICAL for one in open_verdicts(self._verdicts.values()))
         waiting = (track.severities for track in self._tracks.values() if not track.number and track.severities)
         return is_open or any(severities[-1] == Severity.CRITICAL for severities in waiting)
 
@@ -328,8 +329,7 @@ class Judge:
         return [VerdictEvent(step=step, change=Change.RESOLVED, verdict=new)]
 
     def _open_ids(self) -> set[str]:
-        """Of alarms."""
-        return {one.id for one in self._verdicts.values() if one.resolved_at is None and one.severity >= Severity.WARN}
+        return {one.id for one in open_verdicts(self._verdicts.values())}
 
     def _may_announce(self, severity: Severity, step: int) -> bool:
         """A quarter of the budget is CRITICAL's alone; INFO is no alarm."""

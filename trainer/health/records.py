@@ -8,7 +8,7 @@ No torch, no clock, no files.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import Any, Protocol
@@ -319,3 +319,8 @@ def _short(value: Number) -> str:
 
 def _listed(names: tuple[str, ...]) -> str:
     return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)})"
+
+
+def open_verdicts(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """The alarms that are not over: WARN or worse, not resolved."""
+    return [one for one in verdicts if one.resolved_at is None and one.severity >= Severity.WARN]
