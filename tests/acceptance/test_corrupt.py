@@ -175,6 +175,7 @@ def test_more_bad_files_than_allowed_end_the_run_with_a_list_of_the_first(tmp_pa
     assert "raise max_bad_fraction" in ended.err
 
 
+@pytest.mark.long
 def test_two_files_that_are_bad_in_each_of_ten_epochs_are_two_bad_samples(tmp_path, photos):
     """Twenty meetings once ended such a run, as twenty bad samples."""
     put(photos, {"000.jpg": b"no image", "002.jpg": b"none either"})

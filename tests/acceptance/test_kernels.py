@@ -75,6 +75,7 @@ def test_without_workers_a_command_makes_the_bytes_of_workers(job: Path, expecte
     assert digests(job, 0) == expected
 
 
+@pytest.mark.long
 def test_training_in_a_debugger_has_them_too_and_stops_where_it_was_told_to(job: Path, expected: list[str]) -> None:
     """It could not stop if the command started itself again, with a worker's kernels."""
     make, start = inspect.getsourcelines(inline_worker.InlineWorker.make)

@@ -150,7 +150,7 @@ def test_a_transform_that_crashes_on_one_sample_is_named_with_that_sample(tmp_pa
     ("how", "num_workers", "why"),
     [
         ("torn, its substitute unreadable", 0, "disk error"),
-        ("torn, its substitute unreadable", 1, "disk error"),
+        pytest.param("torn, its substitute unreadable", 1, "disk error", marks=pytest.mark.long),
         ("torn, its substitute deadly", 2, "killed by SIGSEGV"),
     ],
 )
