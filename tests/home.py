@@ -58,7 +58,7 @@ class Home:
 
     def left_files(self) -> list[str]:
         """What stands in the runtime and temporary directories, but for what lives longer than a run on purpose."""
-        found = [path for folder in (self.runtime, self.temporary) for path in folder.rglob("*")]
+        found = [*_files_below(self.runtime), *_files_below(self.temporary)]
         # The directory of all jobs is ours and empty between jobs; torch makes an (empty) cache of its own when the
         # first optimizer is built, for all later processes of the user.
         lasting = {self.runtime / "headrace"}
@@ -91,6 +91,11 @@ class Home:
         """Nothing of this home outlives its test."""
         self.kill_all()
         shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _files_below(folder: Path) -> list[Path]:
+    """All that stands in it, although directories vanish while we look: `os.walk` passes over them, `rglob` raises."""
+    return [Path(parent, name) for parent, folders, files in os.walk(folder) for name in (*folders, *files)]
 
 
 def _shared_memory() -> set[str]:
