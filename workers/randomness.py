@@ -24,13 +24,14 @@ class SampleRandomness:
 
     def __init__(self) -> None:
         self._bit_generator = np.random.Philox(key=0)
-        self._key = np.zeros(2, dtype=np.uint64)
-        self._counter = np.zeros(4, dtype=np.uint64)
+        # Lists, not arrays: NumPy reads the state word by word, and each word of an array is first made an object.
+        self._key = [0, 0]
+        self._counter = [0, 0, 0, 0]
         # buffer_pos 4 says that no drawn word is left over; has_uint32 says the same of half words.
         self._state: Any = {
             "bit_generator": "Philox",
             "state": {"counter": self._counter, "key": self._key},
-            "buffer": np.zeros(4, dtype=np.uint64),
+            "buffer": [0, 0, 0, 0],
             "buffer_pos": 4,
             "has_uint32": 0,
             "uinteger": 0,
