@@ -15,17 +15,17 @@ import threading
 import time
 import traceback
 import uuid
-import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal
 
 from headrace.service_process import LOG_TAIL_LINES, ServiceProcess
 from headrace.vitals import Vitals
 from pipeline.config_job import Job
 from pipeline.contact import MAX_LOOK_GAP_S
 from pipeline.errors import EXIT_FAILED, EXIT_USER_INPUT, RemoteProtocolError, RunFailed
+from pipeline.forking import hold_no_more, let_go_in_children
 from pipeline.job import worker_bounds
 from pipeline.process_state import STOPPED, state_of
 from pipeline.runtime_dir import RuntimeDir
@@ -43,13 +43,6 @@ KILLED_FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal
 """Exit codes that say nothing about what the next start will come to."""
 
 Command = Literal["pipeline", "workers"]
-
-
-class _Holds(Protocol):
-    def let_go_in_child(self) -> None: ...
-
-
-_in_use: weakref.WeakSet[_Holds] = weakref.WeakSet()
 
 
 @dataclass(slots=True)
@@ -127,7 +120,7 @@ class Services:
             if self._ending:
                 return
             self._ending = True
-        _in_use.discard(self)
+        hold_no_more(self)
         processes = [service.process for service in self._services.values() if service.process is not None]
         with contextlib.ExitStack() as last:  # in reverse, each though another fails
             last.callback(self.directory.remove)
@@ -281,24 +274,9 @@ def _size_text(size: int, is_automatic: bool) -> str:
     return f"{size} (auto)" if is_automatic else f"{size}"
 
 
-def let_go_in_children(holder: _Holds) -> None:
-    """From now on a process that is forked from this one lets go of it, while it is in use here."""
-    _in_use.add(holder)
-
-
 def forked_stream() -> RunFailed:
     """What a process is told that was forked from the one that opened a stream."""
     return RunFailed(
         "this process was forked from the one that opened the stream, and a stream can't be shared\n"
         "  to go on: iterate in the process that opened it; a DataLoader around a stream is not needed"
     )
-
-
-def _let_go_in_child() -> None:
-    for holder in list(_in_use):
-        holder.let_go_in_child()
-    _in_use.clear()  # a child of the child has nothing to let go of: the numbers may be of other files by then
-
-
-# A user's DataLoader or multiprocessing may fork this process at any time.
-os.register_at_fork(after_in_child=_let_go_in_child)

@@ -13,8 +13,9 @@ import time
 import uuid
 from collections.abc import Callable
 
-from headrace.services import forked_stream, let_go_in_children
+from headrace.services import forked_stream
 from pipeline.contact import Contact
+from pipeline.forking import let_go_in_children
 from pipeline.runtime_dir import RuntimeDir
 from pipeline.service_messages import AskStatus
 from pipeline.transport import Context, Dealer, Poller, Waker, check_endpoint

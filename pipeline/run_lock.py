@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, Problem
+from pipeline.forking import hold_no_more, let_go_in_children
 from pipeline.json_lines import write_failure
 
 LOCK_NAME = "run.lock"
@@ -37,7 +39,7 @@ class LiveRun:
 
 
 class RunLock:
-    """Held by one process at a time; it ends with the process, and no child inherits it."""
+    """Held by one process at a time; it ends with the process, and no child inherits it, also not a forked one."""
 
     def __init__(self, folder: Path) -> None:
         """Takes the lock; ConfigError that names the holder if there is one."""
@@ -55,6 +57,7 @@ class RunLock:
                     raise _is_held(folder, holder) from None
                 time.sleep(0.01)
         self._path = path
+        let_go_in_children(self)
         try:
             self.publish("", "")
         except BaseException:
@@ -71,7 +74,15 @@ class RunLock:
             raise write_failure(self._path, error) from error
 
     def release(self) -> None:
-        os.close(self._descriptor)
+        """Harmless when done twice, and in a forked child, which holds nothing."""
+        hold_no_more(self)
+        self.let_go_in_child()
+
+    def let_go_in_child(self) -> None:
+        """A forked child has the lock's open file too: it would hold the lock after its parent's death."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
 
 
 def live_run(folder: Path) -> LiveRun:
@@ -99,6 +110,7 @@ def _read(descriptor: int) -> tuple[str, str, str]:
 
 
 def _is_held(folder: Path, holder: str) -> ConfigError:
+    stop = ["headrace", "stop", "--run-dir", str(folder)]
     return ConfigError(
         Problem(
             file=str(folder),
@@ -106,7 +118,7 @@ def _is_held(folder: Path, holder: str) -> ConfigError:
             path="",
             expected="a run folder that no process is writing",
             got=f"the folder of a run that is going on (process {holder})",
-            way_out="name another with --run-dir, or stop that one first: headrace stop --run-dir",
+            way_out=f"name another with --run-dir, or stop that one first: {shlex.join(stop)}",
         )
     )
 

@@ -19,7 +19,7 @@ def test_a_signal_has_its_name_or_its_number() -> None:
 
 FAMILY = """
 import os
-from headrace.services import let_go_in_children
+from pipeline.forking import let_go_in_children
 
 class Holder:
     def let_go_in_child(self):

@@ -225,8 +225,10 @@ def test_a_folder_with_other_files_is_refused_and_untouched(tmp_path):
 
 
 def test_a_second_trainer_is_refused_and_told_who_holds_the_folder(tmp_path):
-    with RunFolder.create(tmp_path / "run", "job\n"), pytest.raises(ConfigError, match=f"process {os.getpid()}"):
+    with RunFolder.create(tmp_path / "run", "job\n"), pytest.raises(ConfigError) as refused:
         RunFolder.create(tmp_path / "run", "job\n")
+    assert f"process {os.getpid()}" in str(refused.value)
+    assert f"headrace stop --run-dir {tmp_path}/run" in str(refused.value)
 
 
 def test_a_child_process_does_not_keep_the_lock(tmp_path):
@@ -238,6 +240,26 @@ def test_a_child_process_does_not_keep_the_lock(tmp_path):
         with pytest.raises(ConfigError, match="the folder of an earlier run"):
             RunFolder.create(tmp_path / "run", "job\n")
         child.communicate(b"\n")
+
+
+def test_a_forked_child_does_not_keep_the_lock(tmp_path):
+    """A user's model may fork helpers that outlive a killed trainer."""
+    folder = RunFolder.create(tmp_path / "run", "job\n")
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.read(read_end, 1)
+        os._exit(0)
+    try:
+        os.close(folder._lock._descriptor)  # as a SIGKILL does
+        folder._lock._descriptor = -1
+        with RunFolder.resume(tmp_path / "run"):
+            pass
+    finally:
+        os.write(write_end, b"x")
+        os.waitpid(child, 0)
+        os.close(read_end)
+        os.close(write_end)
 
 
 def test_a_folder_that_can_not_be_made_is_told_with_its_reason_and_leaves_nothing(tmp_path, monkeypatch):
