@@ -27,7 +27,7 @@ from trainer.placing import Placing
 from trainer.policy import BadSamplePolicy
 from trainer.raw_batches import RawBatch, ReceiverState
 from trainer.report_rates import Rates, Totals
-from trainer.stall import StallPolicy, StallWatch
+from trainer.stall import StallPolicy, StallWatch, Told
 from trainer.swapping import Outcome, Swapping, Wish
 
 BEAT_S = 1.0
@@ -186,7 +186,15 @@ class Receiver(threading.Thread):
             self.join(timeout=5.0)
 
     def _waiting(self) -> _Waiting:
-        return _Waiting(self._changed, self.state, self._stall_watch)
+        return _Waiting(self._changed, self.state, self._rest)
+
+    def _rest(self) -> None:
+        """The loop has what it waited for."""
+        self._tell(self._stall_watch.rest(self.state.last_arrival_s))
+
+    def _tell(self, told: Told | None) -> None:
+        if told is not None:
+            self._notes.tell("stall", told.text, on_terminal=told.is_urgent)
 
     def _raise_error(self) -> None:
         if self._error is not None:
@@ -206,8 +214,7 @@ class Receiver(threading.Thread):
             service=state.service,
             dropped=state.dropped_text(),
         )
-        if told is not None:
-            self._notes.tell("stall", told.text, on_terminal=told.is_urgent)
+        self._tell(told)
 
     # the thread's side
 
@@ -276,10 +283,10 @@ class Receiver(threading.Thread):
 class _Waiting:
     """While the training loop waits: holds the lock, and keeps the time."""
 
-    def __init__(self, lock: threading.Condition, state: ReceiverState, stall_watch: StallWatch) -> None:
+    def __init__(self, lock: threading.Condition, state: ReceiverState, rest: Callable[[], None]) -> None:
         self._lock = lock
         self._state = state
-        self._stall_watch = stall_watch
+        self._rest = rest
 
     def __enter__(self) -> None:
         self._state.waiting_since_s = time.monotonic()
@@ -289,5 +296,7 @@ class _Waiting:
         now_s = time.monotonic()
         self._state.waited_s = self._state.total_waited_s(now_s)
         self._state.waiting_since_s = None
-        self._stall_watch.rest()
-        self._lock.release()
+        try:
+            self._rest()
+        finally:
+            self._lock.release()

@@ -71,9 +71,8 @@ class StallWatch:
         stalled_since_s = max(waiting_since_s, last_arrival_s, self._blameless_until_s)
         silent_s = now_s - max(last_heard_s, self._blameless_until_s)
         stalled_s = now_s - stalled_since_s
-        if self._told_s is not None and last_arrival_s > self._told_s:
-            self._told_s = None
-            return Told(f"slices arrive again, after {last_arrival_s - self._began_s:.0f} s", self._is_urgent)
+        if (over := self._maybe_over(last_arrival_s)) is not None:
+            return over
         missing = _missing(service, self._policy.source, silent_s, dropped)
         if stalled_s >= self._policy.timeout_s:
             if self._policy.on_stall == "fail":
@@ -92,9 +91,16 @@ class StallWatch:
             return self._tell(now_s, stalled_since_s, f"waiting: {missing}", is_urgent=is_urgent)
         return None
 
-    def rest(self) -> None:
-        """The loop does not wait any more; the next look is not after a gap."""
+    def rest(self, last_arrival_s: float) -> Told | None:
+        """The loop does not wait any more: the end of a stall is told at once, and the next look is not after a gap."""
         self._looked_s = None
+        return self._maybe_over(last_arrival_s)
+
+    def _maybe_over(self, last_arrival_s: float) -> Told | None:
+        if self._told_s is None or last_arrival_s <= self._told_s:
+            return None
+        self._told_s = None
+        return Told(f"slices arrive again, after {last_arrival_s - self._began_s:.0f} s", self._is_urgent)
 
     def _end(self, missing: str, *, is_silent: bool) -> HeadraceError:
         text, endpoint = f"no slice has arrived for {self._policy.timeout_s:g} s\n  {missing}", self._policy.standing

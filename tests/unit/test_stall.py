@@ -154,6 +154,16 @@ def test_the_end_of_a_stall_is_told() -> None:
     assert looks(watch, *every(0.5, 30.0, since_s=21.0), last_arrival_s=20.2, service=service(workers=0)) != []
 
 
+def test_the_end_of_a_stall_is_told_when_the_wait_ends() -> None:
+    """Not at the next wait, which may be an hour away, and with that hour in it."""
+    watch = StallWatch(POLICY._replace(timeout_s=300.0, on_stall="wait"))
+    looks(watch, *every(0.5, 20.0), service=service(workers=0))
+    told = watch.rest(last_arrival_s=20.2)
+    assert told is not None
+    assert told.text == "slices arrive again, after 20 s"
+    assert watch.rest(last_arrival_s=20.4) is None
+
+
 def test_who_was_stopped_himself_blames_nobody() -> None:
     """SIGSTOP of the trainer for an hour: all clocks have run on, nobody was late."""
     watch = StallWatch(POLICY)
@@ -167,5 +177,5 @@ def test_a_loop_that_was_away_has_not_waited() -> None:
     """An evaluation of minutes between two batches is no stall."""
     watch = StallWatch(POLICY)
     looks(watch, 0.5, 1.0)
-    watch.rest()
+    assert watch.rest(last_arrival_s=1.0) is None
     assert looks(watch, 600.5, 601.0, waiting_since_s=600.0) == []
