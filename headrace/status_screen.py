@@ -30,7 +30,7 @@ _MAX_JOBS = 8
 _MAX_NOTES = 3
 _PASSING = ("/eval", "/look")
 """Roles of the streams that a job has for a moment, beside its `train` stream."""
-_LIMITS = {
+LIMITS = {
     "workers": "the workers: more of them would help (headrace scale)",
     "window": "the window: a larger one may help, more workers would not",
     "trainer": "the trainer: batches wait for it",
@@ -125,7 +125,7 @@ def _job(job: StreamStatus) -> list[Text]:
             ("job", f"{report.job[:24]}   {shortened(report.run_folder, 39)}"),
             ("progress", _progress(job.head_step, report)),
             ("rate", f"{report.samples_per_s:.0f} samples/s   waited for data {100 * report.waited_fraction:.0f} %"),
-            *([("limited by", _LIMITS.get(report.limit, report.limit))] if report.limit else []),
+            *([("limited by", LIMITS.get(report.limit, report.limit))] if report.limit else []),
             ("chain", f"{shortened(report.chain, 44) or '(inside the job)'}   {report.recipe}"),
             *timeline_rows(report.timeline, job.head_step, report.num_entries),
             ("window", window),

@@ -143,6 +143,7 @@ class Operators:
         if not message.automatic and not beat.min_workers <= message.num_workers <= beat.max_workers:
             return "", (
                 f"pool {pool} takes {beat.min_workers} to {beat.max_workers} workers, not {message.num_workers}\n"
-                "  to go on: ask for a number between, or set min_workers and max_workers in the job"
+                "  to go on: ask for a number between; or set min_workers and max_workers in the job, of a standing "
+                "pool `headrace workers --min` and `--max`"
             )
         return pool, ""

@@ -1,7 +1,8 @@
 """`headrace scale`: more or fewer workers, while they work.
 
 In:  a number of workers, or `auto`.
-Out: what the pool will have. No batch changes: a worker that is removed finishes what it holds.
+Out: what the pool will have; which jobs gain nothing by more workers.
+No batch changes: a worker that is removed finishes what it holds.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ def scale(
     pool: Annotated[str, typer.Option(help="Which pool, where there are several.")] = "",
 ) -> None:
     """Set the number of workers of a pool."""
+    from headrace.status_screen import LIMITS
     from pipeline.operator import new_operation
     from pipeline.service_messages import AskScale
 
@@ -32,4 +34,8 @@ def scale(
     )
     with target.operator() as operator:
         text = operator.done(question, lambda: typer.echo("waiting for the pool", err=True))
-    typer.echo(text)
+        typer.echo(text)
+        jobs = operator.status().streams
+    for job in jobs:
+        if job.report is not None and job.report.limit == "window":
+            typer.echo(f"{job.stream} is limited by {LIMITS['window']}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import typer
@@ -19,9 +19,6 @@ from rich.text import Text
 
 from headrace.operating import Connect, RunDir, Stream, Target, find_target
 from pipeline.errors import ConfigError, PeerUnreachable
-
-if TYPE_CHECKING:
-    from pipeline.service_messages import Status
 
 
 def status(
@@ -50,7 +47,8 @@ def status(
         run = msgspec.structs.replace(read_run(run_dir), is_running=True, ended=None)
         _print_json(run) if json else _print_lines([*summary_lines(run), *waiting_lines(run_dir, maybe_target)])
         return
-    verdicts = read_verdicts(run_dir or _folder_of(seen, maybe_target.stream))
+    # Of a folder that was named here: none is opened by what a peer says of it.
+    verdicts = read_verdicts(run_dir) if run_dir is not None else ()
     if json:
         _print_json({**msgspec.to_builtins(seen), "is_running": True, "verdicts": verdicts})
     else:
@@ -82,14 +80,6 @@ def _target_or_none(run_dir: Path | None, connect: str | None, stream: str) -> T
         if run_dir is None or connect is not None or not (run_dir / "job.yaml").exists():
             raise
         return None
-
-
-def _folder_of(seen: Status, stream: str) -> Path:
-    """The folder of the one job that is shown in detail, which may be another machine's and then holds no verdicts."""
-    from headrace.status_screen import is_meant
-
-    folders = [each.report.run_folder for each in seen.streams if each.report and is_meant(each, stream)]
-    return Path(folders[0]) if len(folders) == 1 and folders[0] else Path("/nonexistent")
 
 
 def _print_json(content: object) -> None:

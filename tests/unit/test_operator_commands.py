@@ -23,7 +23,7 @@ from pipeline.json_lines import JsonLines
 from pipeline.operator import ChainRefused, OperationRefused
 from pipeline.run_lock import LiveRun
 from pipeline.service_messages import AskScale, AskStop, AskSwap, OperatorMessage, Status, StreamStatus
-from tests.unit.test_status_screen import make_status
+from tests.unit.test_status_screen import make_report, make_status, make_stream
 
 ENDPOINT = "ipc:///run/d"
 
@@ -35,6 +35,7 @@ class FakeOperator:
         self.targets: list[operating.Target] = []
         self.asked: list[Any] = []
         self.answer: str | Exception = "done"
+        self.seen = make_status()
 
     def __enter__(self) -> FakeOperator:
         return self
@@ -51,7 +52,7 @@ class FakeOperator:
     def status(self) -> Status:
         if isinstance(self.answer, Exception):
             raise self.answer
-        return make_status()
+        return self.seen
 
 
 @pytest.fixture(name="operator")
@@ -135,6 +136,13 @@ def test_scale_asks_for_a_number_or_for_as_many_as_are_needed(
     (question,) = operator.asked
     assert isinstance(question, AskScale)
     assert (question.pool, (question.num_workers, question.automatic)) == ("p", expected)
+
+
+@pytest.mark.parametrize(("limit", "is_told"), [("window", True), ("workers", False)])
+def test_scale_says_which_jobs_gain_nothing_by_more_workers(operator: FakeOperator, limit: str, is_told: bool) -> None:
+    operator.seen = make_status(streams=(make_stream(report=make_report(limit=limit)),))
+    printed = run(scale, 9, "--connect", ENDPOINT)
+    assert is_told == ("is limited by the window: a larger one may help, more workers would not" in printed)
 
 
 @pytest.mark.parametrize("num", ["0", "many", "1.5", "٣", "99999999999"])
