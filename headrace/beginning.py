@@ -2,7 +2,7 @@
 
 In:  a checked job, its run folder, what the command line asked for.
 Out: `Beginning`: the folder (locked, ready to be written), where the train stream starts, what to tell the user.
-Nothing in a folder is changed, but for chain files that it lacks, before all that can be refused was looked at.
+Nothing in a folder is changed before all that can be refused was looked at, but for its copies of the job's chains.
 """
 
 from __future__ import annotations

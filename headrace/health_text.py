@@ -19,6 +19,7 @@ import msgspec
 
 from headrace.status_screen import duration
 from pipeline.errors import ConfigError, Problem
+from pipeline.going_on import resume_command
 from pipeline.run_end import read_run_end
 from pipeline.run_folder import live_run
 from trainer.health.detectors import DETECTORS
@@ -143,8 +144,7 @@ def _way_back(run: Path) -> list[str]:
     step = newest_healthy(run / "checkpoints")
     if step is None:
         return ["there is no healthy checkpoint of this run: begin again, with the fix"]
-    job = shlex.quote(str(run / "job.yaml"))
-    command = f"headrace train {job} --run-dir {shlex.quote(str(run))} --resume --from {step} --branch"
+    command = resume_command(run, ["--from", str(step), "--branch"])
     return [f"newest healthy checkpoint: step {step}", f"to go back to it: {command}"]
 
 

@@ -7,7 +7,6 @@ Never writes, takes no lock: a run that is going on may be read too.
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -20,6 +19,7 @@ from rich.text import Text
 from headrace.status_screen import brief, duration, rows, shortened, timeline_rows
 from pipeline.bad_count import BadCount, replaced_text
 from pipeline.errors import ConfigError, Problem
+from pipeline.going_on import resume_command
 from pipeline.json_lines import iter_lines
 from pipeline.run_end import MAX_REASON, LastEnd, RunEnd
 from pipeline.run_history import read_timeline
@@ -49,7 +49,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     timeline: tuple[TimelineEntry, ...]
     verdicts: tuple[str, ...]
     to_go_on: str
-    """The command that does, with the run's own copy of its job; "" for a run that has come to its end."""
+    """The command that does; "" for a run that has come to its end."""
 
 
 def read_run(folder: Path) -> RunSummary:
@@ -82,7 +82,7 @@ def read_run(folder: Path) -> RunSummary:
         num_bad_met=events.bad.num_met,
         timeline=read_timeline(folder),
         verdicts=read_verdicts(folder),
-        to_go_on="" if events.last.end.how == "finished" else _command(folder),
+        to_go_on="" if events.last.end.how == "finished" else resume_command(folder),
     )
 
 
@@ -129,10 +129,6 @@ def summary_lines(run: RunSummary) -> list[Text]:
     )
     # Whole, however long: it is there to be copied.
     return [*lines, Text(f"to go on: {run.to_go_on}")] if run.to_go_on and not run.is_running else lines
-
-
-def _command(folder: Path) -> str:
-    return shlex.join(["headrace", "train", str(folder / "job.yaml"), "--run-dir", str(folder), "--resume"])
 
 
 class _Events:

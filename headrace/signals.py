@@ -59,6 +59,11 @@ class StopOnSignals:
                 self._stop.leave(OPERATOR)
         return text
 
+    @property
+    def is_over(self) -> bool:
+        """True once all that a run must write is written."""
+        return self._is_over.is_set()
+
     def is_done(self) -> None:
         """The checkpoint is written: no limit runs any more."""
         self._is_over.set()
@@ -72,6 +77,9 @@ class StopOnSignals:
                 raise KeyboardInterrupt
             self._stop.request(self._stop.why)
             return
+        if self.is_over:  # what still closes, or draws a page, is cut short; the run's end stands as it was written
+            self._end_after(_END_WITHIN_S, "ended at once")
+            raise KeyboardInterrupt
         self._num_signals += 1
         if self._num_signals == 1 and self._is_held and not self._stop.has_begun:
             self._held_number = number

@@ -14,7 +14,7 @@ EXIT_FAILED = 1  # the run failed, or is unhealthy
 EXIT_USER_INPUT = 2  # what the user wrote is wrong
 EXIT_PEER_UNREACHABLE = 3
 EXIT_STOPPED_RESUMABLE = 4
-EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM ended it with nothing to go on from; 128 + SIGINT, as shells report it
+EXIT_INTERRUPTED = 130  # Ctrl-C or SIGTERM ended it without a last checkpoint; 128 + SIGINT, as shells report it
 
 
 class HeadraceError(Exception):

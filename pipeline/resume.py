@@ -90,7 +90,8 @@ def choose_checkpoint(folder: Path, from_step: int | None = None) -> Resumption:
                 path="",
                 expected="a checkpoint as it was written",
                 got=why,
-                way_out="restore one from a copy; or begin again under the same timeline: --from 0 --branch",
+                way_out=f"restore one from a copy; or move them out of {checkpoints}: --resume does all again then, "
+                "under the same timeline",
             )
             for step, why in damaged
         )

@@ -77,6 +77,11 @@ def read_run_end(folder: Path) -> RunEnd:
     return last.end
 
 
+def note_finished(folder: RunFolder, step: int) -> None:
+    """The journal says that there was nothing to go on with: the run is as finished as it was."""
+    folder.append_event("training_ended", step=step)
+
+
 def note_failure(folder: RunFolder, error: BaseException, step: int) -> None:
     """The journal says that the run failed after so many steps, and of what, if its disk still takes a line."""
     with suppress(HeadraceError, OSError):  # what ends the run is told on the terminal in any case
@@ -91,9 +96,18 @@ def note_stop(folder: RunFolder, why: str, step: int) -> None:
 
 
 def reason_of(error: BaseException) -> str:
-    """One line: of our own errors what they begin with, of wrong input all of it; of a defect its kind, too."""
+    """One line: of our own errors all but the way out, of wrong input that too; of a defect its kind and first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "; ".join(lines) if isinstance(error, ConfigError) else (lines or [""])[0]
     if not isinstance(error, HeadraceError):
-        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 1]}…"
+        return _shortened(": ".join([type(error).__name__, *lines[:1]]))
+    if not isinstance(error, ConfigError):
+        lines = [line for line in lines if not line.startswith("to go on:")]
+    return _shortened("; ".join(lines))
+
+
+def _shortened(text: str) -> str:
+    """Both ends are kept: what happened is said first, and what a service said of it last."""
+    if len(text) <= MAX_REASON:
+        return text
+    half = MAX_REASON // 2 - 1
+    return f"{text[:half]}…{text[-half:]}"

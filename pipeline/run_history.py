@@ -277,7 +277,7 @@ def _outside_differences(problem: Problem, written: Recipe, present: Recipe) -> 
     for name in sorted(written.plugins.keys() | present.plugins.keys()):
         then, now = written.plugins.get(name, "no such plug-in"), present.plugins.get(name, "no such plug-in")
         if then != now:
-            way_out = "restore the plug-in's source as it was: steps that were done with it must be made again"
+            way_out = "restore the plug-in's source as it was: batches of this run were made with it"
             yield replace(problem, path=f"plug-in {name}", expected=f"sha256 {then}", got=now, way_out=way_out)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.bad_count import replaced_text
+from pipeline.going_on import resume_command
 from trainer.health.detectors import DETECTORS
 from trainer.report_history import History
 
@@ -90,15 +91,15 @@ def standing(history: History) -> Standing:
     at = f"{done:,}{of} steps done" if done else "no step done"
     if action == "stopped":
         why = f" by {life['why']}" if life.get("why") else ""
-        return Standing(text=f"stopped{why}: {at}", tone="INFO", to_go_on=_resume_command(history))
+        return Standing(text=f"stopped{why}: {at}", tone="INFO", to_go_on=resume_command(history.folder))
     if action == "failed":
         text = f"failed: {at}; {life.get('reason', '')}"
-        return Standing(text=text, tone="CRITICAL", to_go_on=_resume_command(history))
+        return Standing(text=text, tone="CRITICAL", to_go_on=resume_command(history.folder))
     if history.is_live:
         return Standing(text=f"going on: {at} when this page was made", tone="INFO")
     if not life:
-        return Standing(text=f"not begun: {at}", tone="WARN", to_go_on=_resume_command(history))
-    return Standing(text=f"cut off: {at}, no word of its end", tone="WARN", to_go_on=_resume_command(history))
+        return Standing(text=f"not begun: {at}", tone="WARN", to_go_on=resume_command(history.folder))
+    return Standing(text=f"cut off: {at}, no word of its end", tone="WARN", to_go_on=resume_command(history.folder))
 
 
 def facts(history: History) -> list[Fact]:
@@ -292,11 +293,6 @@ def _cost(history: History) -> Fact:
 
 def _sum_of(values: Mapping[str, Any], *names: str) -> float:
     return sum(float(values[name]) for name in names if isinstance(values.get(name), int | float))
-
-
-def _resume_command(history: History) -> str:
-    folder = history.folder
-    return shlex.join(["headrace", "train", str(folder / "job.yaml"), "--run-dir", str(folder), "--resume"])
 
 
 def _card(verdict: Mapping[str, Any], history: History) -> VerdictCard:

@@ -27,10 +27,19 @@ from headrace.try_fix import DEFAULT_STEPS, require_try_alone
 from headrace.try_fix import try_fix as try_fix_
 from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, PeerUnreachable, Problem, RunFailed, Stopped
+from pipeline.errors import (
+    EXIT_PEER_UNREACHABLE,
+    EXIT_USER_INPUT,
+    ConfigError,
+    HeadraceError,
+    Problem,
+    RunFailed,
+    Stopped,
+)
 from pipeline.extras import TRAINER, WORKERS, require_extras
+from pipeline.going_on import note_asked_for
 from pipeline.job import JobConfig, initial_workers
-from pipeline.run_end import note_failure, note_stop
+from pipeline.run_end import note_failure, note_finished, note_stop
 from pipeline.run_history import kept_chain
 from trainer.stopping import StopNow, StopRequest
 
@@ -93,6 +102,7 @@ def train(
         else:
             begun = begin_with_timeline(loaded, path, timeline) if timeline else begin_new(loaded, path)
         go_on = shlex.join(["headrace", "train", str(job), "--run-dir", str(path), "--resume", *_again(set_, connect)])
+        note_asked_for(begun.folder, job, set_ or [], connect)
         summary = _train_in_folder(begun.job, begun, connect, stop, signals, go_on, console)
     if summary is None:
         return
@@ -121,6 +131,7 @@ def _train_in_folder(
             print(f"headrace: warning: {warning}", file=sys.stderr)
         if begun.is_finished:
             console.print(f"it is finished already; to go on, raise train.epochs (now {job.config.train.epochs})")
+            note_finished(folder, begun.start.head_step)  # this attempt's word, too
             return None
         try:
             signals.listen()
@@ -128,12 +139,10 @@ def _train_in_folder(
             if job.config.health.report and not summary.stopped_by:
                 _write_report(folder.path, job.path.absolute().parent, console)
             return summary
-        except (ConfigError, PeerUnreachable) as error:
-            # If before its first step, the same or the corrected command can use the same folder.
-            folder.discard_if_unused()
-            note_failure(folder, error, _num_steps_done(begun))
-            raise
         except KeyboardInterrupt as error:
+            if signals.is_over and not stop.is_requested:
+                print(f"headrace: interrupted after the run's end: {folder.path} has all of it", file=sys.stderr)
+                raise
             if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
                 folder.discard_if_unused()
             if not folder.path.exists():
@@ -145,6 +154,9 @@ def _train_in_folder(
             print(f"headrace: stopped; its record until now: {folder.path}\n  to go on: {go_on}", file=sys.stderr)
             raise
         except BaseException as error:
+            if isinstance(error, HeadraceError) and error.exit_code in (EXIT_USER_INPUT, EXIT_PEER_UNREACHABLE):
+                # If before its first step, the same or the corrected command can use the same folder.
+                folder.discard_if_unused()
             note_failure(folder, error, _num_steps_done(begun))
             raise
 
@@ -194,10 +206,13 @@ def _write_report(folder: Path, base: Path, console: Console) -> None:
     """The trained model is safe already: a report that fails is told, and no more."""
     from headrace.report_process import make_report
 
+    again = f"headrace report {shlex.quote(str(folder))} tries again"
     try:
         text = f"report: {make_report(folder, base)}"
     except RunFailed as error:
-        text = f"no report.html ({error}); headrace report {shlex.quote(str(folder))} tries again"
+        text = f"no report.html ({error}); {again}"
+    except KeyboardInterrupt:
+        text = f"no report.html (interrupted); {again}"
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

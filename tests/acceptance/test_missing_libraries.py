@@ -26,3 +26,4 @@ def test_workers_that_can_not_be_imported_are_told_with_the_way_out(command: tup
     told = " ".join(ended.err.split())
     assert "got: ModuleNotFoundError: no albumentations today to go on: pip install 'headrace[workers]'" in told
     assert "Traceback" not in ended.err
+    assert not (tmp_path / "run").exists(), "the same command works once they are there"

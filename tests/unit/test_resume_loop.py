@@ -368,14 +368,18 @@ def test_the_loop_goes_on_while_a_checkpoint_is_written_and_waits_only_for_the_o
     attempt(job, path)  # from 16, which was written three steps later
 
 
-def test_a_run_whose_every_checkpoint_is_damaged_is_refused_with_each_reason(tmp_path):
+def test_a_run_whose_every_checkpoint_is_damaged_is_refused_with_each_reason_and_the_way_out_works(tmp_path, calm):
     job, path = noisy_job(tmp_path), tmp_path / "run"
     with pytest.raises(Killed):
         attempt(job, path, until=10)
     for step in (4, 8):
         (path / f"checkpoints/step-{step:08d}/state.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"step-00000008(.|\n)*step-00000004(.|\n)*--from 0 --branch"):
+    with pytest.raises(ConfigError, match=r"step-00000008(.|\n)*step-00000004(.|\n)*move them out of .*checkpoints"):
         choose_checkpoint(path)
+    for step in (4, 8):
+        (path / f"checkpoints/step-{step:08d}").rename(tmp_path / f"moved-{step}")
+    attempt(job, path)
+    assert outcome(path) == calm
 
 
 def test_a_resumed_run_has_the_counts_that_the_allowance_of_bad_samples_goes_on_from(tmp_path):

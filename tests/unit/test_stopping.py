@@ -76,6 +76,18 @@ def test_a_signal_before_the_run_has_begun_is_an_interrupt():
     assert stop.why == "SIGTERM"
 
 
+def test_a_signal_after_the_runs_end_cuts_short_what_still_runs_and_is_no_stop():
+    """The page that is drawn then may take minutes; the run is finished, and its journal says so."""
+    stop = StopRequest()
+    with stopping_on_signals(stop, grace_s=1000.0) as signals:
+        list(stop.while_waiting([1]))
+        signals.is_done()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+    assert signals.is_over
+    assert not stop.is_requested
+
+
 def start_and_wait(thread: threading.Thread) -> None:
     thread.start()
     threading.Event().wait()

@@ -8,19 +8,23 @@ import types
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
+from headrace import beginning, report_process
 from headrace.commands import train as command
+from headrace.run_summary import read_run
 from pipeline.bad_count import BadCount
 from pipeline.config import load_job
-from pipeline.errors import ConfigError, PeerUnreachable, RunFailed, Stopped
+from pipeline.errors import EXIT_USER_INPUT, ConfigError, PeerUnreachable, RunFailed, Stopped
+from pipeline.going_on import resume_command
 from pipeline.json_lines import read_lines
 from pipeline.plan import open_job_source
 from pipeline.recipe import BatchSpec, FieldSpec, Finish
-from pipeline.run_end import read_run_end
+from pipeline.run_end import MAX_REASON, read_run_end, reason_of
 from pipeline.run_folder import RunFolder
 from pipeline.user_code import PRIVATE_PREFIX
 from trainer.batch import Batch
@@ -304,6 +308,7 @@ def test_an_edited_model_factory_is_told_with_both_sides_and_trained_on_only_if_
     ("error", "reason", "exit_code"),
     [
         (RunFailed("11 bad samples\n  to go on: mend them"), "11 bad samples", 1),
+        (RunFailed("no slice for 25 s\n  no worker is connected"), "no slice for 25 s; no worker is connected", 1),
         (PeerUnreachable("no dispatcher"), "no dispatcher", 3),
         (ZeroDivisionError("division by zero"), "ZeroDivisionError: division by zero", 1),
     ],
@@ -321,6 +326,70 @@ def test_a_run_that_fails_says_so_in_its_journal(opened, tmp_path, monkeypatch, 
         command.train(tmp_path / "job.yaml")
     last = read_lines(tmp_path / "runs/tiny/journal.jsonl")[-1]
     assert (last["action"], last["step"], last["reason"], last["exit_code"]) == ("failed", 1, reason, exit_code)
+
+
+def test_of_a_long_reason_both_ends_are_kept():
+    """A service's log ends in what it died of."""
+    reason = reason_of(RunFailed("headrace workers ended with exit code 2\n" + "starting\n" * 99 + "no such plug-in"))
+    assert reason.startswith("headrace workers ended with exit code 2; starting")
+    assert reason.endswith("starting; no such plug-in")
+    assert len(reason) < MAX_REASON
+
+
+def test_services_that_the_users_input_ends_leave_no_folder_in_the_way(opened, tmp_path, monkeypatch):
+    """Once mended, the same command works."""
+
+    def ended(self):
+        error = RunFailed("headrace workers ended with exit code 2")
+        error.exit_code = EXIT_USER_INPUT
+        raise error
+        yield
+
+    monkeypatch.setattr(TwoSteps, "__iter__", ended)
+    with pytest.raises(RunFailed):
+        command.train(tmp_path / "job.yaml")
+    assert not (tmp_path / "runs/tiny").exists()
+
+
+def test_a_finished_run_stays_finished_when_it_is_resumed(opened, tmp_path, monkeypatch, capsys):
+    """A container that is started again does just that."""
+    give_digits(tmp_path / "job.yaml", monkeypatch)
+    monkeypatch.setattr(beginning, "_is_finished", lambda *_: True)
+    command.train(tmp_path / "job.yaml", set_=["health.report=false"])
+    command.train(tmp_path / "job.yaml", resume=True, set_=["health.report=false"])
+    assert "it is finished already" in capsys.readouterr().out
+    assert read_run_end(tmp_path / "runs/tiny").how == "finished"
+
+
+def test_a_ctrl_c_while_the_page_is_drawn_leaves_a_finished_run(opened, tmp_path, monkeypatch, capsys):
+    def interrupted(folder, base):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(report_process, "make_report", interrupted)
+    command.train(tmp_path / "job.yaml", set_=["health.report=true"])
+    assert f"(interrupted); headrace report {tmp_path}/runs/tiny tries again" in capsys.readouterr().out
+    assert read_run_end(tmp_path / "runs/tiny").how == "finished"
+
+
+def test_the_command_that_goes_on_has_the_job_and_options_that_were_asked_for(opened, tmp_path, monkeypatch):
+    """Plug-ins and factories lie beside the user's own file; without it, the run's copy must do."""
+    real = TwoSteps.__iter__
+
+    def fails_after_one(self):
+        yield next(real(self))
+        raise RunFailed("the disk is full")
+
+    monkeypatch.setattr(TwoSteps, "__iter__", fails_after_one)
+    with pytest.raises(RunFailed):
+        command.train(Path("job.yaml"), connect="ipc:///d", set_=["model.width=6"])
+    run = Path("runs/tiny")
+    options = "--run-dir runs/tiny --resume"
+    asked = f"headrace train {tmp_path}/job.yaml {options} --set model.width=6 --connect ipc:///d"
+    assert (resume_command(run), read_run(run).to_go_on) == (asked, asked)
+    (tmp_path / "job.yaml").unlink()
+    assert resume_command(run, ["--from", "1"]) == (
+        f"headrace train runs/tiny/job.yaml {options} --connect ipc:///d --from 1"
+    )
 
 
 def test_a_failure_that_the_disk_has_no_room_for_is_told_on_the_terminal_all_the_same(opened, tmp_path, monkeypatch):
