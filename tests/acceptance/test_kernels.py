@@ -87,6 +87,7 @@ def test_training_in_a_debugger_has_them_too_and_stops_where_it_was_told_to(job:
     assert [line["digest"] for line in lines_of(job.parent / "run/metrics.jsonl")] == expected
 
 
+@pytest.mark.long
 def test_a_process_that_chose_other_kernels_before_is_told_of_it(job: Path, expected: list[str]) -> None:
     """A library can't choose NumPy's kernels once NumPy is imported. With what it advises it is quiet, and right."""
     (job.parent / "script.py").write_text(SCRIPT.format(first="numpy"))

@@ -91,6 +91,7 @@ def test_an_own_model_with_nothing_wrong_raises_no_alarm(num_epochs: int, home: 
     assert run_headrace("health", "run", folder=tmp_path, environment=home.environment).code == 0
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_the_same_model_cut_by_a_detach_is_named(home: Home, tmp_path: Path) -> None:
     """What lies before the detach() gets no gradient; what nobody uses, or is frozen by request, isn't mentioned."""

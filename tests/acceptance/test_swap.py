@@ -288,7 +288,7 @@ def resumed_at_12(job: Job, folder: RunFolder, head_step: int) -> StreamStart:
     return StreamStart(entries=start.entries, recipes=start.recipes, head_step=head_step, free_from_step=12)
 
 
-@pytest.mark.parametrize(("num_workers", "head_step"), [(2, 12), (0, 12), (0, 5)])
+@pytest.mark.parametrize(("num_workers", "head_step"), [pytest.param(2, 12, marks=pytest.mark.long), (0, 12), (0, 5)])
 def test_an_edit_that_is_refused_on_resume_leaves_the_run_as_it_was_and_the_old_chain_goes_on(
     job: Job, folder: RunFolder, num_workers: int, head_step: int
 ) -> None:
@@ -333,7 +333,7 @@ def test_an_edit_that_is_refused_on_resume_leaves_the_run_as_it_was_and_the_old_
     assert resumed() == once_more
 
 
-@pytest.mark.parametrize("num_workers", [2, 0])
+@pytest.mark.parametrize("num_workers", [pytest.param(2, marks=pytest.mark.long), 0])
 def test_another_schedule_that_is_refused_on_resume_is_not_written(
     job: Job, folder: RunFolder, num_workers: int
 ) -> None:
