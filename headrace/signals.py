@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
@@ -37,12 +37,26 @@ class StopOnSignals:
         self._is_over = threading.Event()
         self._is_held = True
         self._held_number: int | None = None
+        self._clean_up: Callable[[], int] | None = None
 
     def listen(self) -> None:
         """KeyboardInterrupt if a signal has come already; the caller can clean up by now what it had begun."""
         self._is_held = False
         if self._held_number is not None:
             self._interrupt(self._held_number)
+
+    @contextmanager
+    def leaving_at_once(self, clean_up: Callable[[], int]) -> Iterator[None]:
+        """Inside, a signal calls `clean_up` and ends the process with the exit code that this gives.
+
+        For imports: libraries in C++ that are being imported abort where an exception comes through them.
+        """
+        self._clean_up = clean_up
+        try:
+            self.listen()
+            yield
+        finally:
+            self._clean_up = None
 
     def ask(self) -> str:
         """An operator's wish, from any thread, as the first signal; says what will come of it."""
@@ -80,6 +94,13 @@ class StopOnSignals:
         if self.is_over:  # what still closes, or draws a page, is cut short; the run's end stands as it was written
             self._end_after(_END_WITHIN_S, "ended at once")
             raise KeyboardInterrupt
+        if self._clean_up is not None:
+            self._stop.why = self._stop.why or signal.Signals(number).name
+            code = EXIT_INTERRUPTED
+            try:
+                code = self._clean_up()
+            finally:
+                os._exit(code)
         self._num_signals += 1
         if self._num_signals == 1 and self._is_held and not self._stop.has_begun:
             self._held_number = number

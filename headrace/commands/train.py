@@ -28,7 +28,9 @@ from headrace.try_fix import try_fix as try_fix_
 from pipeline.bad_count import replaced_text
 from pipeline.config import load_job
 from pipeline.errors import (
+    EXIT_INTERRUPTED,
     EXIT_PEER_UNREACHABLE,
+    EXIT_STOPPED_RESUMABLE,
     EXIT_USER_INPUT,
     ConfigError,
     HeadraceError,
@@ -40,6 +42,7 @@ from pipeline.extras import TRAINER, WORKERS, require_extras
 from pipeline.going_on import note_asked_for
 from pipeline.job import JobConfig, initial_workers
 from pipeline.run_end import note_failure, note_finished, note_stop
+from pipeline.run_folder import RunFolder
 from pipeline.run_history import kept_chain
 from trainer.stopping import StopNow, StopRequest
 
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 5.0
 """Seconds between progress lines where there is no terminal. A log of a day then has 17,000 lines; chosen."""
+
+_BEFORE_FIRST_STEP = "stopped before its first step"
 
 
 def train(
@@ -133,8 +138,23 @@ def _train_in_folder(
             console.print(f"it is finished already; to go on, raise train.epochs (now {job.config.train.epochs})")
             note_finished(folder, begun.start.head_step)  # this attempt's word, too
             return None
+
+        def is_resumable() -> bool:
+            return _is_resumable(folder, stop, _num_steps_done(begun))
+
+        def before_next_step() -> str:
+            return f"stopped by {stop.why} before its next step\n  to go on: {go_on}"
+
+        def leave() -> int:
+            code, text = EXIT_INTERRUPTED, _BEFORE_FIRST_STEP
+            if is_resumable():
+                code, text = EXIT_STOPPED_RESUMABLE, before_next_step()
+            print(f"headrace: {text}", file=sys.stderr, flush=True)
+            return code
+
         try:
-            signals.listen()
+            with signals.leaving_at_once(leave):
+                _import_torch()
             summary = _train(job, begun, connect, stop, signals, console)
             if job.config.health.report and not summary.stopped_by:
                 _write_report(folder.path, job.path.absolute().parent, console)
@@ -143,14 +163,11 @@ def _train_in_folder(
             if signals.is_over and not stop.is_requested:
                 print(f"headrace: interrupted after the run's end: {folder.path} has all of it", file=sys.stderr)
                 raise
-            if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
-                folder.discard_if_unused()
-            if not folder.path.exists():
-                print("headrace: stopped before its first step", file=sys.stderr)
+            if not is_resumable():
+                print(f"headrace: {_BEFORE_FIRST_STEP}", file=sys.stderr)
                 raise
-            note_stop(folder, stop.why, _num_steps_done(begun))
             if isinstance(error, StopNow) or not stop.has_begun:
-                raise Stopped(f"stopped by {stop.why} before its next step\n  to go on: {go_on}") from None
+                raise Stopped(before_next_step()) from None
             print(f"headrace: stopped; its record until now: {folder.path}\n  to go on: {go_on}", file=sys.stderr)
             raise
         except BaseException as error:
@@ -161,6 +178,21 @@ def _train_in_folder(
             raise
 
 
+def _is_resumable(folder: RunFolder, stop: StopRequest, num_steps_done: int) -> bool:
+    """False where the folder of an interrupted run was removed, since it holds no step; else its journal has why."""
+    if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
+        folder.discard_if_unused()
+    if not folder.path.exists():
+        return False
+    note_stop(folder, stop.why, num_steps_done)
+    return True
+
+
+def _import_torch() -> None:
+    """No other command waits for it (1.5 s) or needs it."""
+    import trainer.loop  # noqa: F401
+
+
 def _num_steps_done(begun: Beginning) -> int:
     return begun.folder.num_steps_done or begun.start.head_step
 
@@ -168,7 +200,6 @@ def _num_steps_done(begun: Beginning) -> int:
 def _train(
     job: Job, begun: Beginning, connect: str | None, stop: StopRequest, signals: StopOnSignals, console: Console
 ) -> Summary:
-    # Imported here, so that no other command waits for torch (1.5 s) or needs it.
     from headrace.embedded import open_streams
     from trainer.loop import train as train_job
 

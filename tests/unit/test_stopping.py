@@ -1,7 +1,9 @@
 """A wish to stop: seen after the step, or at once where the run waits."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -74,6 +76,24 @@ def test_a_signal_before_the_run_has_begun_is_an_interrupt():
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert stop.why == "SIGTERM"
+
+
+def test_a_signal_during_an_import_ends_the_process_without_an_exception(monkeypatch):
+    """C++ libraries abort where one comes through what they do while they are imported."""
+    stop, left = StopRequest(), []
+
+    def leave():
+        left.append(stop.why)
+        return 7
+
+    monkeypatch.setattr(os, "_exit", sys.exit)  # which says that it was called, and with what
+    with (
+        stopping_on_signals(stop, grace_s=1000.0) as signals,
+        signals.leaving_at_once(leave),
+        pytest.raises(SystemExit, match="7"),
+    ):
+        signal.raise_signal(signal.SIGTERM)
+    assert left == ["SIGTERM"]
 
 
 def test_a_signal_after_the_runs_end_cuts_short_what_still_runs_and_is_no_stop():
