@@ -39,16 +39,16 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "Largest shares of the squared norm: {shares}{replay}",
         "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; clipping the global "
         "norm{at} bounds the step meanwhile, but not the imbalance between layers{replay}",
-        "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16, or set the scaler's growth "
-        "interval higher, or clip{replay}",
+        "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16 (precision: bf16 in a job), "
+        "or, in a loop of your own, give the GradScaler a higher growth_interval{replay}",
     },
     "UPDATE_RATIO": {
         "large": "multiply {rate}: {layers} then move by 1e-3 of themselves a step",
         "small": "{advice}",
     },
     "ADAM_FLOOR": {
-        "": "set Adam's eps to {new_eps:.1g} (now {eps:.1g}), or multiply the loss by {loss_factor:.2g}: sqrt(v_hat) "
-        "of {layers} is {root_v:.2g}, so eps decides the step"
+        "": "set Adam's eps to {new_eps:.1g} (optimizer.eps in a job; now {eps:.1g}), or, in a loop of your own, "
+        "multiply the loss by {loss_factor:.2g}: sqrt(v_hat) of {layers} is {root_v:.2g}, so eps decides the step"
     },
     "DEAD": {
         "": "{layers}: replace ReLU by LeakyReLU(0.01), {init_advice}, biases zero{lr_advice}; see that the input has "
