@@ -341,3 +341,15 @@ def test_a_reentrant_checkpoint_leaves_the_profile_in_order(seen: list[StepStats
     assert 11 == len(profiles[1])
     for expected, actual in zip(*profiles, strict=True):
         assert repr(expected) == repr(actual)
+
+
+def test_who_names_one_of_two_optimizers_is_told_to_name_both() -> None:
+    """To give the other's parameters to this one would train them twice."""
+    model = mlp()
+    first, second = (torch.optim.SGD(part.parameters(), lr=0.1) for part in (model[:3], model[3:]))
+    health = GradientHealth(model, first, every_steps=1)
+    trained(model, [first, second], health, 3)
+    health.detach()
+
+    (frozen,) = [one for one in health.verdicts if one.id == "FROZEN"]
+    assert "give GradientHealth both" in frozen.fix

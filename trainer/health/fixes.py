@@ -64,7 +64,8 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "idle": "no step of {num_steps} came near {threshold:.3g}: set it to {p90:.3g} (the p90), or take it out",
     },
     "FROZEN": {
-        "not in optimizer": "give {layers} to the optimizer, or say that you mean it: requires_grad_(False)",
+        "not in optimizer": "give {layers} to the optimizer, or say that you mean it: requires_grad_(False). If "
+        "another optimizer in a loop of your own has them, give GradientHealth both",
         "no gradient": "{layers} took part in the forward pass but got no gradient in {num_samples} measured steps: "
         "look for detach(), no_grad() or .item() between it and the loss",
         "zero gradient": "the gradient of {layers} was exactly zero in {num_samples} measured steps: look for dead "
