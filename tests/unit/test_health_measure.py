@@ -139,8 +139,7 @@ def test_a_deep_step_measures_what_the_definitions_say(seen: list[StepStats | De
 
 
 def test_hooks_are_there_on_sampled_steps_only() -> None:
-    """From the end of the step before on. The rest of the time the model is as the user made it: no Python cost, no
-    graph breaks."""
+    """The rest of the time the model is as the user made it: no Python cost, no graph breaks."""
     model = mlp()
     optimizer = adam(model.parameters())
     health = GradientHealth(model, optimizer, every_steps=50)
