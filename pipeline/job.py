@@ -176,6 +176,9 @@ class OptimizerSection(Section):
     """SGD's momentum; ignored by adam and adamw."""
     betas: tuple[DecayRate, DecayRate] = (0.9, 0.999)
     """Adam's decay rates (Kingma & Ba 2015)."""
+    eps: PositiveFloat = 1e-8
+    """What adam and adamw add to the root of the second moment: where gradients are no larger, they hardly move the
+    weights (ADAM_FLOOR). Kingma & Ba's, and torch's."""
 
 
 class ScheduleSection(Section):

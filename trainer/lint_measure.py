@@ -97,7 +97,7 @@ def _passed(model: nn.Module, images_NCHW: torch.Tensor, labels_N: torch.Tensor)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=1.0)  # never steps: it tells the probe which parameters would move
     activity: dict[str, Activity] = {}
-    probe = DeepProbe(model, optimizer, activity, window=1 << 62)
+    probe = DeepProbe(model, [optimizer], activity, window=1 << 62)
     try:
         with random_state_kept(), torch.enable_grad():
             loss = functional.cross_entropy(model.train()(images_NCHW).float(), labels_N)

@@ -2,7 +2,8 @@
 
 In:  gradients after backward (averaged, unscaled).
 Out: the vector of their 2-norms, on their device.
-Never waits for the device, but in `needs_exact`'s aftermath: that is for numbers that float32 can't hold.
+Never waits for the device, but in `needs_exact`'s aftermath (that is for numbers that float32 can't hold) and for
+sparse gradients, which wait when they are made one.
 
 P parameters that have a gradient. The global norm is the norm of norms_P, a parameter's share of it
 norms_P**2 / sum(norms_P**2): measuring and clipping go over the gradients once, together.
@@ -19,11 +20,17 @@ _LOST_SQUARE = 2.0**-106
 altogether are below 2**-126, and so no more than a millionth of the sum."""
 
 
-def gradient_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """norms_P, each tensor's 2-norm in float32 (float64 gradients: in float64), from one foreach pass."""
-    is_double = any(gradient.dtype == torch.float64 for gradient in gradients)
+_DOUBLES = frozenset({torch.float64, torch.complex128})
+
+
+def gradient_norms(gradients: list[torch.Tensor], order: float = 2) -> torch.Tensor:
+    """norms_P, each tensor's 2-norm in float32 (float64 gradients: in float64), from one foreach pass.
+
+    Gradients may be sparse or complex; those of several devices meet on the first one's. `order`: of another norm.
+    """
+    is_double = not _DOUBLES.isdisjoint({gradient.dtype for gradient in gradients})
     dtype = torch.float64 if is_double else torch.float32  # bfloat16's own sums have eight bits
-    return torch.stack(torch._foreach_norm(gradients, 2, dtype=dtype))
+    return _norms(gradients, order, dtype)
 
 
 def exact_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
@@ -32,7 +39,14 @@ def exact_norms(gradients: list[torch.Tensor]) -> torch.Tensor:
     float32 squares overflow from 1e19 on and vanish from 1e-23 down; in float64 no float32's square does either.
     Several times slower on a CPU, therefore for the gradients only whose float32 norm says nothing.
     """
-    return torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float64))
+    return _norms(gradients, 2, torch.float64)
+
+
+def real_values(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor's numbers as a dense real tensor: complex ones in pairs, of a sparse one those that it has."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce()._values()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def global_norm(norms_P: torch.Tensor) -> torch.Tensor:
@@ -59,3 +73,12 @@ def made_exact(gradients: list[torch.Tensor], norms_P: torch.Tensor, lost_below_
     if places:
         exact_P[places] = exact_norms([gradients[place] for place in places])
     return exact_P
+
+
+def _norms(tensors: list[torch.Tensor], order: float, dtype: torch.dtype) -> torch.Tensor:
+    try:
+        return torch.stack(torch._foreach_norm(tensors, order, dtype=dtype))
+    except RuntimeError:
+        # Sparse, complex, or of several devices. Asking each of 1,000 tensors would cost every model a tenth more.
+        norms = torch._foreach_norm([real_values(tensor) for tensor in tensors], order, dtype=dtype)
+        return torch.stack([norm.to(norms[0].device) for norm in norms])

@@ -32,6 +32,5 @@ def build_optimizer(section: OptimizerSection, model: nn.Module) -> Optimizer:
     ]
     if section.kind == "sgd":
         return SGD(groups, lr=section.lr, momentum=section.momentum)
-    if section.kind == "adam":
-        return Adam(groups, lr=section.lr, betas=section.betas)
-    return AdamW(groups, lr=section.lr, betas=section.betas)
+    make = Adam if section.kind == "adam" else AdamW
+    return make(groups, lr=section.lr, betas=section.betas, eps=section.eps)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from trainer.figures import BLUE, COLORS, FAINT, GREEN, INK, ORANGE, RED, Axes, Figure, log_y, mark_steps, new_figure
-from trainer.report_history import History
+from trainer.report_history import History, worst_first
 from trainer.report_series import Bins, StepSeries
 
 WIDTH_IN = 10.6
 MAX_VERDICT_ROWS = 14
-"""Of the timeline; the others are in the cards and in health.json."""
+"""Of the timeline, for the worst; the others are in the cards and in health.json."""
 MAX_MARKED_SWAPS = 60
 """More upright lines than that would be a grey area."""
 SEVERITY_COLORS = {"CRITICAL": RED, "WARN": ORANGE, "INFO": BLUE}
@@ -55,7 +55,7 @@ def step_figure(history: History, series: StepSeries) -> Figure:
     for step in _resumes(series):
         for each in curves:
             each.axvline(step, color=GREEN, linewidth=0.9, linestyle=(0, (1, 1.5)))
-    for verdict in history.verdicts[:MAX_VERDICT_ROWS]:
+    for verdict in _shown(history):
         start, stop = _verdict_span(verdict, series)
         for each in curves if verdict.get("severity") != "INFO" else ():
             each.axvspan(start, stop, color=_color_of(verdict), alpha=0.07, linewidth=0)
@@ -213,7 +213,7 @@ def _timeline_rows(history: History, series: StepSeries) -> list[_Row]:
         rows.append(_Row("resumed", GREEN, points=tuple(resumes), marker="^"))
     if series.skipped_steps:
         rows.append(_Row("skipped steps", RED, points=tuple(series.skipped_steps), marker="x"))
-    for verdict in history.verdicts[:MAX_VERDICT_ROWS]:
+    for verdict in _shown(history):
         start, stop = _verdict_span(verdict, series)
         name = f"{verdict['id']}/{verdict['kind']}" if verdict.get("kind") else str(verdict["id"])
         text = str(verdict.get("severity", "")) + ("" if verdict.get("resolved_at") is None else ", resolved")
@@ -224,6 +224,11 @@ def _timeline_rows(history: History, series: StepSeries) -> list[_Row]:
     if left > 0:
         rows.append(_Row(f"and {left} more", FAINT))
     return rows or [_Row("nothing", FAINT)]
+
+
+def _shown(history: History) -> list[Mapping[str, Any]]:
+    """The worst, in the order they were opened in."""
+    return sorted(worst_first(history.verdicts)[:MAX_VERDICT_ROWS], key=lambda each: int(each.get("number", 0)))
 
 
 def _draw_timeline(axes: Axes, rows: Sequence[_Row], end: float) -> None:

@@ -8,7 +8,7 @@ Reads only; never locks, never opens a tensor.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ MAX_EVENTS = 100
 """Newest events that are listed one by one; all are counted."""
 MAX_CHANGES = 2000
 """Newest changes of verdicts that are kept: many times what the budget of alarms lets through."""
+SEVERITIES = ("CRITICAL", "WARN", "INFO")
 
 _LISTED = (
     "training_started",
@@ -163,6 +164,19 @@ def _verdicts(health: Mapping[str, Any], events: Events) -> tuple[Mapping[str, A
     numbers = {each.get("number") for each in kept}
     dropped = [each for each in journaled if each["number"] not in numbers and each.get("resolved_at") is not None]
     return tuple(sorted([*dropped, *kept], key=lambda each: int(each.get("number", 0))))
+
+
+def worst_first(verdicts: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Open ones first, then the worst, then the earliest: what a page shows where it can't show all."""
+    order = {name: place for place, name in enumerate(SEVERITIES)}
+    return sorted(
+        verdicts,
+        key=lambda each: (
+            each.get("resolved_at") is not None,
+            order.get(str(each.get("severity", "INFO")), len(order)),
+            each.get("first_step", 0),
+        ),
+    )
 
 
 def _job_text(folder: Path) -> str:

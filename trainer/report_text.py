@@ -17,15 +17,13 @@ from typing import Any
 from pipeline.bad_count import replaced_text
 from pipeline.going_on import resume_command
 from trainer.health.detectors import DETECTORS
-from trainer.report_history import History
+from trainer.report_history import SEVERITIES, History, worst_first
 
 MAX_CARDS = 40
 """Verdicts that have a card each; the worst ones first."""
 MAX_LAYERS = 12
 """Layers that a card names."""
 MAX_ROWS = 200
-
-_SEVERITIES = ("CRITICAL", "WARN", "INFO")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,13 +133,7 @@ def facts(history: History) -> list[Fact]:
 
 def verdict_cards(history: History) -> list[VerdictCard]:
     """Open ones first, then the worst, then the earliest; at most MAX_CARDS."""
-    cards = [_card(verdict, history) for verdict in history.verdicts]
-    order = {name: place for place, name in enumerate(_SEVERITIES)}
-    pairs = sorted(
-        zip(cards, history.verdicts, strict=True),
-        key=lambda pair: (not pair[0].is_open, order.get(pair[0].severity, 9), pair[1].get("first_step", 0)),
-    )
-    return [card for card, _ in pairs][:MAX_CARDS]
+    return [_card(verdict, history) for verdict in worst_first(history.verdicts)[:MAX_CARDS]]
 
 
 def verdict_words(history: History) -> str:
@@ -153,7 +145,7 @@ def verdict_words(history: History) -> str:
         return f"No verdicts: in {step:,} steps no detector found anything to say."
     counts = [
         f"{num} {name}"
-        for name in _SEVERITIES
+        for name in SEVERITIES
         if (num := sum(verdict.get("severity") == name for verdict in history.verdicts))
     ]
     unannounced = history.health.get("num_unannounced") or 0

@@ -226,7 +226,7 @@ class _Watcher:
     def before_forward(self, step: int) -> None:
         self._step = step
         if step in self._measured_steps:
-            self._probe = DeepProbe(self._model, self._optimizer, {}, 1)
+            self._probe = DeepProbe(self._model, [self._optimizer], {}, 1)
         self._observer.before_forward(step)
 
     def measured(self, measured: Measured) -> None:

@@ -158,8 +158,8 @@ def _scores(
 
 
 def _schedule_note(job: Job) -> tuple[str, ...]:
-    schedule = job.config.schedule
     """Rates are constant here, as the table says."""
+    schedule = job.config.schedule
     parts: list[str] = [schedule.kind] if schedule.kind != "constant" else []
     parts += [f"{schedule.warmup_steps} steps of warm-up"] if schedule.warmup_steps else []
     return (f"left out:   the job's schedule ({', '.join(parts)})",) if parts else ()

@@ -230,7 +230,7 @@ def test_what_adam_divides_by_is_as_it_is_one_by_one(
     groups = {id(one): group for group in optimizer.param_groups for one in group["params"]}
     found = {
         name: float(value)
-        for names, values in adam_roots(named, optimizer, groups)
+        for names, values in adam_roots(named, [optimizer], groups)
         for name, value in zip(names, values, strict=True)
     }
 
@@ -247,4 +247,4 @@ def test_what_adam_divides_by_is_as_it_is_one_by_one(
 def test_an_optimizer_without_second_moments_has_no_roots(named: list[tuple[str, nn.Parameter]]) -> None:
     optimizer = torch.optim.SGD([one for _, one in named], lr=0.1)
 
-    assert [] == list(adam_roots(named, optimizer, {}))
+    assert [] == list(adam_roots(named, [optimizer], {}))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fnmatch import fnmatch
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,24 @@ def test_an_outside_library_has_one_home(library: str) -> None:
 def test_files_stay_small() -> None:
     """None over 400 lines."""
     assert [str(path) for path in FILES if len(path.read_text().splitlines()) > MAX_LINES] == []
+
+
+def test_a_text_between_statements_belongs_to_a_field() -> None:
+    """A docstring comes first; below an assignment to a field it describes that; anywhere else Python drops it."""
+    stray = []
+    for path in FILES:
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                for above, node in pairwise(function.body):
+                    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+                    if is_constant and isinstance(node.value.value, str) and not _sets_a_field(above):
+                        stray.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert [] == stray
+
+
+def _sets_a_field(node: ast.stmt) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return any(isinstance(target, ast.Attribute) for target in targets)
 
 
 @pytest.mark.parametrize(

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
+from pipeline.job import JobConfig
 from pipeline.job_health import THRESHOLDS, HealthSection
+from pipeline.suggestions import _paths
 from trainer.health.detectors import DETECTORS
+from trainer.health.fixes import FIXES
 
 
 def test_the_names_are_those_of_the_table() -> None:
@@ -25,3 +30,12 @@ def test_the_names_are_those_of_the_table() -> None:
 def test_a_name_that_is_none_is_refused_with_the_nearest(fields: dict[str, object], text: str) -> None:
     with pytest.raises(ValidationError, match=text):
         HealthSection.model_validate(fields)
+
+
+def test_a_setting_that_a_fix_names_is_one_that_a_job_has() -> None:
+    """Or a user looks for it in vain. (`optimizer.state_dict()` is a call, not a setting.)"""
+    texts = " ".join(text for kinds in FIXES.values() for text in kinds.values())
+    named = set(re.findall(rf"\b(?:{'|'.join(JobConfig.model_fields)})\.\w+\b(?!\()", texts))
+
+    assert "optimizer.eps" in named
+    assert set() == named - set(_paths(JobConfig))

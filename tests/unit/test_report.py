@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, RunFailed
 from pipeline.json_lines import encode_line
 from pipeline.run_lock import RunLock
 from trainer.report import write_report
+from trainer.report_figures import MAX_VERDICT_ROWS, step_figure
 from trainer.report_history import read_history
 from trainer.report_sheets import SamplePicture, SampleSheet
 from trainer.report_text import standing, verdict_cards, verdict_words
@@ -250,6 +251,23 @@ def test_cards_begin_with_what_is_open_and_worst(run: Run) -> None:
     titles = [card.title for card in verdict_cards(read_history(run.path))]
 
     assert ["NONFINITE", "EXPLODE / spike", "INPUT", "CLIP"] == titles
+
+
+def test_the_timeline_has_room_for_what_is_open_and_worst(run: Run) -> None:
+    """Many small alarms of a run's beginning leave a row to the one that ended it; rows are in the order of time."""
+    run.steps(0, 20)
+    spikes = [
+        verdict(number=number, id="EXPLODE", kind="spike", severity="WARN", resolved_at=number + 5)
+        for number in range(1, MAX_VERDICT_ROWS + 4)
+    ]
+    run.health(*spikes, verdict(number=99))
+    history = read_history(run.path)
+    assert history.series is not None
+
+    labels = [label.get_text() for label in step_figure(history, history.series).axes[-1].get_yticklabels()]
+
+    rows = ["EXPLODE/spike"] * (MAX_VERDICT_ROWS - 1)
+    assert ["recipe", *rows, "NONFINITE", "and 4 more"] == labels
 
 
 def test_a_folder_without_anything_but_its_job_has_a_page(tmp_path: Path) -> None:

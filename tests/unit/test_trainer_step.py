@@ -80,6 +80,15 @@ def test_a_step_is_what_torch_does_by_hand(kind):
     assert are_equal(everything_in(model), everything_in(by_hand))
 
 
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_a_job_chooses_what_adam_adds_to_the_root(kind):
+    """ADAM_FLOOR's fix says to set it; where nobody does, it is torch's."""
+    torchs = torch.optim.Adam(make_model().parameters()).defaults["eps"]
+    for fields, eps in (({}, torchs), ({"eps": 1e-12}, 1e-12)):
+        optimizer = build_optimizer(OptimizerSection(kind=kind, **fields), make_model())
+        assert {eps} == {group["eps"] for group in optimizer.param_groups}
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("clip", [NO_CLIP, ClipSection(kind="value"), ClipSection(kind="norm")])
 def test_a_batch_with_a_non_finite_pixel_leaves_no_trace(bad, clip):

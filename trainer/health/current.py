@@ -12,6 +12,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from trainer.health.measure import DeepProbe, Parcel
 from trainer.health.records import SampleLoss, StepStats
@@ -32,6 +33,8 @@ class Current:
     clip_threshold: float | None
     scaler_scale: float | None
     optimizer_entries: int
+    have_stepped: set[int] = field(default_factory=set)
+    """Identities of optimizers, where hooks tell."""
     clipped_norm: float | None = None
     was_clipped: bool = False
     was_skipped: bool = False
@@ -111,6 +114,14 @@ class Current:
             worst_samples=self.worst_samples,
         )
         return completed(stats, names, self.names_P, values)
+
+
+def rates(optimizers: Sequence[Optimizer]) -> tuple[float, float]:
+    """(learning rate, what its schedule began from), each the largest of any group; 0 where no group says one, as of
+    an Adafactor that finds its own."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    lr = max(float(group.get("lr") or 0.0) for group in groups)
+    return lr, max(float(group.get("initial_lr") or group.get("lr") or 0.0) for group in groups)
 
 
 def is_away(values: torch.Tensor | float) -> TypeGuard[torch.Tensor]:

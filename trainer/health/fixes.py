@@ -39,16 +39,16 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "Largest shares of the squared norm: {shares}{replay}",
         "depth": "the backward signal grows by a factor {factor:.2f} a layer: {init_advice}; clipping the global "
         "norm{at} bounds the step meanwhile, but not the imbalance between layers{replay}",
-        "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16, or set the scaler's growth "
-        "interval higher, or clip{replay}",
+        "fp16": "scaled gradients of {layers} reach {scaled:.3g} of 65504: train in bf16 (precision: bf16 in a job), "
+        "or, in a loop of your own, give the GradScaler a higher growth_interval{replay}",
     },
     "UPDATE_RATIO": {
         "large": "multiply {rate}: {layers} then move by 1e-3 of themselves a step",
         "small": "{advice}",
     },
     "ADAM_FLOOR": {
-        "": "set Adam's eps to {new_eps:.1g} (now {eps:.1g}), or multiply the loss by {loss_factor:.2g}: sqrt(v_hat) "
-        "of {layers} is {root_v:.2g}, so eps decides the step"
+        "": "set Adam's eps to {new_eps:.1g} (optimizer.eps in a job; now {eps:.1g}), or, in a loop of your own, "
+        "multiply the loss by {loss_factor:.2g}: sqrt(v_hat) of {layers} is {root_v:.2g}, so eps decides the step"
     },
     "DEAD": {
         "": "{layers}: replace ReLU by LeakyReLU(0.01), {init_advice}, biases zero{lr_advice}; see that the input has "
@@ -64,7 +64,8 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "idle": "no step of {num_steps} came near {threshold:.3g}: set it to {p90:.3g} (the p90), or take it out",
     },
     "FROZEN": {
-        "not in optimizer": "give {layers} to the optimizer, or say that you mean it: requires_grad_(False)",
+        "not in optimizer": "give {layers} to the optimizer, or say that you mean it: requires_grad_(False). If "
+        "another optimizer in a loop of your own has them, give GradientHealth both",
         "no gradient": "{layers} took part in the forward pass but got no gradient in {num_samples} measured steps: "
         "look for detach(), no_grad() or .item() between it and the loss",
         "zero gradient": "the gradient of {layers} was exactly zero in {num_samples} measured steps: look for dead "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,27 +71,48 @@ LayerCall = Callable[[Layer, torch.Tensor], None]
 ActivationCall = Callable[[Layer, nn.Module, torch.Tensor], None]
 
 
+class _Hook:
+    """A hook that stays behind when its module is copied or pickled: the copy has one that does nothing.
+
+    Hooks are on between two steps, when a model is saved whole, or copied for an average of its weights.
+    """
+
+    __slots__ = ("_see",)
+
+    def __init__(self, see: Callable[..., None]) -> None:
+        self._see = see
+
+    def __call__(self, *call: Any) -> None:
+        self._see(*call)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Takes anything and returns None; the standard library's, so that the file loads where headrace is not.
+        return getattr, (nullcontext(), "__exit__")
+
+
 class CallOrder:
     """Hooks for the forward passes of one step; only a layer's first call counts."""
 
     def __init__(self, model: nn.Module, on_layer: LayerCall, on_activation: ActivationCall) -> None:
-        self._on_layer, self._on_activation = on_layer, on_activation
+        self._model, self._on_layer, self._on_activation = model, on_layer, on_activation
         self.layers: list[Layer] = []
+        """Also those that were called without gradients only."""
         self.called: set[int] = set()
         """Identities of modules with parameters that were called."""
         self._makers: dict[int, tuple[weakref.ref[torch.Tensor], Layer]] = {}
+        self._by_name: dict[str, Layer] = {}
         self._seen: set[int] = set()
         self._num_norms = 0
         self._handles: list[Any] = []
         for name, module in model.named_modules():
             if isinstance(module, NORMS):
-                self._handles.append(module.register_forward_hook(self._after_norm))
+                self._handles.append(module.register_forward_hook(_Hook(self._after_norm)))
             elif isinstance(module, ACTIVATIONS):
-                self._handles.append(module.register_forward_pre_hook(self._before_activation))
+                self._handles.append(module.register_forward_pre_hook(_Hook(self._before_activation)))
             elif is_layer(module):
-                self._handles.append(module.register_forward_hook(self._layer_hook(name)))
+                self._handles.append(module.register_forward_hook(_Hook(self._layer_hook(name))))
             elif module._parameters:
-                self._handles.append(module.register_forward_pre_hook(self._note))
+                self._handles.append(module.register_forward_pre_hook(_Hook(self._note)))
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -103,17 +125,25 @@ class CallOrder:
 
     def _layer_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            # Without gradients it is an evaluation between two steps.
-            if not torch.is_grad_enabled() or id(module) in self._seen or not isinstance(output, torch.Tensor):
+            if not self._tells_order or id(module) in self._seen or not isinstance(output, torch.Tensor):
                 return
-            self._seen.add(id(module))
-            self.called.add(id(module))
-            layer = Layer(name=name, module=module, stretch=self._num_norms)
-            self.layers.append(layer)
+            layer = self._by_name.get(name)
+            if layer is None:
+                layer = self._by_name[name] = Layer(name=name, module=module, stretch=self._num_norms)
+                self.layers.append(layer)
             self._makers[id(output)] = (weakref.ref(output), layer)
-            self._on_layer(layer, output)
+            if torch.is_grad_enabled():
+                self._seen.add(id(module))
+                self.called.add(id(module))
+                self._on_layer(layer, output)
 
         return hook
+
+    @property
+    def _tells_order(self) -> bool:
+        """Without gradients it is an evaluation between two steps; or, of a model that trains, the first pass of a
+        reentrant checkpoint: that is in order, the second one, in the backward pass, begins with the last layers."""
+        return torch.is_grad_enabled() or self._model.training
 
     def _maker(self, value: Any) -> Layer | None:
         reference, layer = self._makers.get(id(value), (None, None))
@@ -121,9 +151,10 @@ class CallOrder:
         return layer if reference is not None and reference() is value else None
 
     def _after_norm(self, module: nn.Module, args: Any, output: Any) -> None:
-        if not torch.is_grad_enabled():
+        if not self._tells_order:
             return
-        self.called.add(id(module))
+        if torch.is_grad_enabled():
+            self.called.add(id(module))
         self._num_norms += 1
         layer = self._maker(args[0]) if args else None
         if layer is not None and isinstance(output, torch.Tensor):

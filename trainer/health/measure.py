@@ -79,8 +79,10 @@ class Parcel:
 class DeepProbe:
     """Measures one step deeply: made before its forward pass, then `gradients`, `before_update`, `after_update`."""
 
-    def __init__(self, model: nn.Module, optimizer: Optimizer, activity: dict[str, Activity], window: int) -> None:
-        self._model, self._optimizer = model, optimizer
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Optimizer], activity: dict[str, Activity], window: int
+    ) -> None:
+        self._model, self._optimizers = model, optimizers
         self._activity, self._window = activity, window
         self.own_s = 0.0
         """Host seconds spent in hooks."""
@@ -89,7 +91,7 @@ class DeepProbe:
         self._order = CallOrder(model, self._on_layer, self._on_activation)
         self._parameters = list(model.named_parameters())  # a tied one once
         self._groups: dict[int, dict[str, Any]] = {
-            id(one): group for group in optimizer.param_groups for one in group["params"]
+            id(one): group for optimizer in optimizers for group in optimizer.param_groups for one in group["params"]
         }
         self._with_gradient: set[str] = set()
         self._before: list[torch.Tensor] = []
@@ -188,8 +190,7 @@ class DeepProbe:
             self.parcel.add_all("grad:", [name for name, _ in with_gradient], values)
         if scale is not None and with_gradient:
             gradients = [one.grad for _, one in with_gradient if one.grad is not None]
-            largest = torch.stack([value.float() for value in torch._foreach_norm(gradients, math.inf)])
-            self.parcel.add_all("grad_max:", [name for name, _ in with_gradient], largest)
+            self.parcel.add_all("grad_max:", [name for name, _ in with_gradient], gradient_norms(gradients, math.inf))
         if inputs is not None:
             self._add_inputs(inputs.detach(), labels)
 
@@ -226,14 +227,14 @@ class DeepProbe:
         self._before = []
         for prefix, measured in (
             ("rows:", row_spreads(self._parameters)),
-            ("root_v:", adam_roots(self._parameters, self._optimizer, self._groups)),
+            ("root_v:", adam_roots(self._parameters, self._optimizers, self._groups)),
         ):
             for names, values in measured:
                 self.parcel.add_all(prefix, names, values)
 
     def reader(self, step: int, scale: float | None, was_skipped: bool) -> Callable[[list[float]], DeepStats]:
         """How to read the parcel; everything it needs besides the numbers is on the host already."""
-        layers = list(self._seen.values())
+        layers = [self._seen[layer.name] for layer in self._order.layers if layer.name in self._seen]
         called = set(self._order.called)
         owners = {name: name.rpartition(".")[0] for name, _ in self._parameters}
         modules = dict(self._model.named_modules())
@@ -264,7 +265,7 @@ class DeepProbe:
                     update_norm=values.get(f"update:{name}", math.nan),
                     row_spread=values.get(f"rows:{name}", math.nan),
                     adam_root_v=values.get(f"root_v:{name}", math.nan),
-                    adam_eps=float(groups.get(id(parameter), {}).get("eps", math.nan)),
+                    adam_eps=_eps_of(groups.get(id(parameter), {})),
                 )
                 for name, parameter in self._parameters
             )
@@ -327,6 +328,12 @@ class DeepProbe:
             label_min=values["label_min"] if has_labels else None,
             label_max=values["label_max"] if has_labels else None,
         )
+
+
+def _eps_of(group: dict[str, Any]) -> float:
+    """NaN where an optimizer has none, or several (Adafactor's)."""
+    eps = group.get("eps")
+    return float(eps) if isinstance(eps, float | int) else math.nan
 
 
 def _first(values: torch.Tensor, most: int) -> torch.Tensor:

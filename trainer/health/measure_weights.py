@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from trainer.norms import real_values
 
 MAX_V_VALUES = 4096
 """Of a parameter's exp_avg_sq, evenly spaced."""
@@ -32,7 +34,7 @@ Measured = tuple[list[str], torch.Tensor]
 def row_spreads(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[Measured]:
     """The largest difference between a weight's rows over its largest value; 0 for copies."""
     rows = [
-        (name, parameter.detach().flatten(1)[:, :MAX_COLUMNS])
+        (name, real_values(parameter.detach()).flatten(1)[:, :MAX_COLUMNS])
         for name, parameter in named
         if parameter.ndim >= 2 and len(parameter) > 1
     ]
@@ -42,28 +44,31 @@ def row_spreads(named: Iterable[tuple[str, nn.Parameter]]) -> Iterator[Measured]
 
 
 def adam_roots(
-    named: Iterable[tuple[str, nn.Parameter]], optimizer: Optimizer, groups: Mapping[int, Mapping[str, Any]]
+    named: Iterable[tuple[str, nn.Parameter]], optimizers: Sequence[Optimizer], groups: Mapping[int, Mapping[str, Any]]
 ) -> Iterator[Measured]:
     """Geometric mean of sqrt(v_hat) over elements above zero: like the median of a log-normal, without a sort.
 
-    `groups`: a parameter's id -> its optimizer group. Weights without such a state are left out.
+    `groups`: a parameter's id -> its optimizer group. Weights without such a state are left out, also those whose
+    steps nobody has counted: v_hat is not known then.
     """
     samples: list[tuple[str, torch.Tensor, Hashable]] = []
     device_steps: dict[str, torch.Tensor] = {}
     for name, parameter in named:
-        state = optimizer.state.get(parameter, {})
+        state: Mapping[str, Any] = next((one.state[parameter] for one in optimizers if parameter in one.state), {})
         second = state.get("exp_avg_sq")
         if parameter.ndim < 2 or not isinstance(second, torch.Tensor) or second.is_sparse:
             continue
-        flat = second.reshape(-1)
+        flat = real_values(second).reshape(-1)
         sample = flat[:: max(1, flat.numel() // MAX_V_VALUES)]
-        beta = float(groups[id(parameter)].get("betas", (0.9, 0.999))[1])
-        step = state["step"]
+        group = groups[id(parameter)]
+        beta = float(group.get("betas", (0.9, 0.999))[1])
+        step = state.get("step", group.get("step"))  # of the group: timm's Lamb, apex' FusedAdam
         if isinstance(step, torch.Tensor) and step.device.type != "cpu":
             # The step counter of a fused or capturable optimizer: reading it would wait, so it is used where it is.
             device_steps[name] = step
-            step = None
-        samples.append((name, sample, (len(sample), beta, None if step is None else float(step))))
+            samples.append((name, sample, (len(sample), beta, None)))
+        elif step:
+            samples.append((name, sample, (len(sample), beta, float(step))))
     for names, values_GV, key in _stacked_with_keys(samples):
         _, beta, maybe_step = key
         is_positive = values_GV > 0.0

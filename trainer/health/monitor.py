@@ -9,8 +9,9 @@
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+    health.detach()
 
-In:  a model, its optimizer, a loss a step.
+In:  a model, its optimizer or optimizers, a loss a step.
 Out: verdicts; its own cost.
 Changes nothing of the training: no weight, no gradient, no random number, and on CUDA no wait.
 """
@@ -27,7 +28,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer.health.current import Current, is_away
+from trainer.health.current import Current, is_away, rates
 from trainer.health.detectors import HealthConfig
 from trainer.health.judge import Judge
 from trainer.health.measure import Activity, DeepProbe
@@ -47,7 +48,7 @@ class GradientHealth:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer],
         *,
         every_steps: int | Literal["auto"] = "auto",
         light_every_steps: int | Literal["auto"] = "auto",
@@ -56,12 +57,15 @@ class GradientHealth:
         is_told: bool = False,
         on_deep: Callable[[DeepStats], None] = lambda stats: None,
     ) -> None:
-        """`every_steps`: between deep steps. `auto` goes by the clock (at most 3 % of the time for deep steps, 1 % for
+        """`optimizer`: all that train the model, such as Muon for its matrices and AdamW for the rest; what is in none
+        of them is FROZEN. A step is over when each of them has stepped, or at the next one.
+        `every_steps`: between deep steps. `auto` goes by the clock (at most 3 % of the time for deep steps, 1 % for
         the others), so two runs may differ in when they look; with numbers, equal runs give equal verdicts.
         `is_told`: the caller calls `before_forward`, `before_update` and `after_update`; else hooks do it.
         `on_deep`: gets what each deep step has measured, once it has arrived."""
         self.config = config or HealthConfig()
-        self._model, self._optimizer = model, optimizer
+        self._model = model
+        self._optimizers = tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
         self._judge = Judge(self.config)
         self._pace = Pace()
         if every_steps != "auto":
@@ -147,15 +151,16 @@ class GradientHealth:
         probe, self._probe = self._probe, None
         if probe is not None:
             probe.detach()
+        lr, base_lr = rates(self._optimizers)
         self._current = current = Current(
             step=number,
             loss=math.nan if is_away(loss) else loss.item() if isinstance(loss, torch.Tensor) else loss,
-            lr=max(float(group["lr"]) for group in self._optimizer.param_groups),
-            base_lr=max(float(group.get("initial_lr", group["lr"])) for group in self._optimizer.param_groups),
+            lr=lr,
+            base_lr=base_lr,
             grad_norm=math.nan if grad_norm is None else grad_norm,
             clip_threshold=clip_threshold,
             scaler_scale=scale,
-            optimizer_entries=len(self._optimizer.state),
+            optimizer_entries=sum(len(optimizer.state) for optimizer in self._optimizers),
             batch=batch,
             probe=probe,
         )
@@ -172,10 +177,9 @@ class GradientHealth:
             self._explain(current, inputs, sample_losses, is_bad=is_bad)
         if not self._is_told:
             if current.is_judged:
-                self._hooks = [
-                    self._optimizer.register_step_pre_hook(lambda *_: self.before_update()),
-                    self._optimizer.register_step_post_hook(lambda *_: self.after_update()),
-                ]
+                for optimizer in self._optimizers:
+                    self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._will_step()))
+                    self._hooks.append(optimizer.register_step_post_hook(lambda one, *_: self._has_stepped(one)))
             self._attach(self._next_step)
         current.own_s += perf_counter() - start
         events, self._events = self._events, []
@@ -227,20 +231,23 @@ class GradientHealth:
         self.config = self._judge.config = replace(self.config, transforms=transforms)
 
     def flush(self) -> list[VerdictEvent]:
-        """Waits for the device and judges all that was measured: before a checkpoint, at the end."""
+        """Waits for the device and judges all that was measured: before a checkpoint, at the end.
+
+        Not between `step` and the optimizer's: a step that it hasn't taken by now counts as skipped."""
         self._close(None)
         self._outbox.arrived(wait=True)
         events, self._events = self._events, []
         return events
 
     def detach(self) -> None:
-        """Takes all hooks away; `verdicts` stay."""
-        self._events += self.flush()
+        """Takes all hooks away, those for the next step too; `verdicts` stay."""
+        self._events = self.flush()
         self._drop_probe()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later verdicts depend on; plain values and a few small tensors. Flushes first."""
-        self._events += self.flush()
+        """Everything that later verdicts depend on; plain values and a few small tensors. Flushes first, so it is for
+        the same places as `flush`."""
+        self._events = self.flush()
         return {
             "judge": self._judge.to_dict(),
             "pace": to_state(self._pace),
@@ -299,7 +306,17 @@ class GradientHealth:
 
     def _new_probe(self) -> DeepProbe:
         window = int(self.config.limit("DEAD", "min_observations"))
-        return DeepProbe(self._model, self._optimizer, self._activity, window)
+        return DeepProbe(self._model, self._optimizers, self._activity, window)
+
+    def _will_step(self) -> None:
+        if self._current is not None and not self._current.have_stepped:
+            self.before_update()
+
+    def _has_stepped(self, optimizer: Optimizer) -> None:
+        if self._current is not None:
+            self._current.have_stepped.add(id(optimizer))
+            if len(self._current.have_stepped) == len(self._optimizers):
+                self.after_update()
 
     def _is_light(self, step: int, grad_norm: float | None) -> bool:
         """At its interval; after a resume nobody vouches for; where the norm alone says that something is going on."""
@@ -364,7 +381,7 @@ class GradientHealth:
         if current is not None:
             if current.is_judged and not current.is_finished:
                 start = perf_counter()
-                current.was_skipped = True
+                current.was_skipped = not current.have_stepped
                 if current.probe is not None:
                     current.probe.after_update()
                 self._finish(current)

@@ -49,7 +49,7 @@ class StepStats:
     step: int
     loss: float
     lr: float
-    """The largest of the parameter groups."""
+    """The largest of the parameter groups; 0: none has one."""
     grad_norm: float
     """Global 2-norm after unscaling and before clipping."""
     clipped_norm: float | None = None

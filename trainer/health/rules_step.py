@@ -80,9 +80,9 @@ class Progress:
 
 def rate_text(factor: float, progress: Progress, config: HealthConfig) -> str:
     """Such as `the learning rate by 0.1 (optimizer.lr 0.1 -> 0.01)`: of the rate that a person sets, so that it is the
-    same sentence in a warm-up and in a decay."""
+    same sentence in a warm-up and in a decay. Without one (Adafactor finds its own) only the factor is named."""
     name, base = ("optimizer.lr ", config.base_lr) if config.base_lr else ("", progress.base_lr)
-    return f"the learning rate by {factor:.3g} ({name}{base:.3g} -> {base * factor:.3g})"
+    return f"the learning rate by {factor:.3g}" + (f" ({name}{base:.3g} -> {base * factor:.3g})" if base else "")
 
 
 def replay_words(config: HealthConfig, step: int) -> dict[str, Number]:
