@@ -51,6 +51,8 @@ class Layer:
     stretch: int
     activation: str = ""
     is_normalized: bool = False
+    is_output: bool = True
+    """No later layer has taken in what came of its output, yet."""
 
 
 def layer_weight(module: nn.Module) -> nn.Parameter | None:
@@ -79,6 +81,9 @@ class CallOrder:
         self.called: set[int] = set()
         """Identities of modules with parameters that were called."""
         self._makers: dict[int, tuple[weakref.ref[torch.Tensor], Layer]] = {}
+        self._nodes: dict[int, Layer | None] = {}
+        """Nodes of the graph by their numbers, which no other node gets: the layer whose output it made, None: walked
+        over, or a call that doesn't count. Holding on to nodes would keep a whole graph's memory."""
         self._seen: set[int] = set()
         self._num_norms = 0
         self._handles: list[Any] = []
@@ -100,20 +105,47 @@ class CallOrder:
 
     def _note(self, module: nn.Module, args: Any) -> None:
         self.called.add(id(module))
+        if torch.is_grad_enabled():
+            self._takes_in(args)
+
+    def _takes_in(self, args: Any) -> None:
+        """Layers whose outputs have led here are none of the model's outputs; each node is walked over once."""
+        nodes = [value.grad_fn for value in args if isinstance(value, torch.Tensor)]
+        while nodes:
+            node = nodes.pop()
+            if node is None:
+                continue
+            number = node._sequence_nr()
+            if number in self._nodes:
+                layer = self._nodes[number]
+                if layer is not None:
+                    layer.is_output = False
+                continue
+            self._nodes[number] = None
+            nodes += [before for before, _ in node.next_functions]
 
     def _layer_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             # Without gradients it is an evaluation between two steps.
-            if not torch.is_grad_enabled() or id(module) in self._seen or not isinstance(output, torch.Tensor):
+            if not torch.is_grad_enabled() or not isinstance(output, torch.Tensor):
+                return
+            self._takes_in(args)
+            if id(module) in self._seen:
+                self._made(output, None)
                 return
             self._seen.add(id(module))
             self.called.add(id(module))
             layer = Layer(name=name, module=module, stretch=self._num_norms)
             self.layers.append(layer)
             self._makers[id(output)] = (weakref.ref(output), layer)
+            self._made(output, layer)
             self._on_layer(layer, output)
 
         return hook
+
+    def _made(self, output: torch.Tensor, layer: Layer | None) -> None:
+        if output.grad_fn is not None:
+            self._nodes[output.grad_fn._sequence_nr()] = layer
 
     def _maker(self, value: Any) -> Layer | None:
         reference, layer = self._makers.get(id(value), (None, None))
