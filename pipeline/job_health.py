@@ -23,6 +23,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "warn_drop",
         "critical_drop",
         "min_layers",
+        "first_share",
     ),
     "COLLAPSE_FWD": (
         "warn_slope",
@@ -57,6 +58,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "lr_share",
         "loss_share",
         "small_share",
+        "small_start",
     ),
     "ADAM_FLOOR": (
         "factor",
@@ -101,6 +103,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "warn_std_low",
         "warn_std_high",
         "min_samples",
+        "min_labels",
     ),
     "RESUME": (
         "z",

@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from trainer.health.detectors import DETECTORS, HealthConfig
-from trainer.health.fixes import HOPELESS, fix_text
+from trainer.health.fixes import fix_text
 from trainer.health.records import DeepStats, Finding, Severity
-from trainer.health.rules_depth import Depth
+from trainer.health.rules_depth import Depth, squashing_activations
 from trainer.health.rules_step import Progress
 from trainer.lint_measure import Measured, measure
 from trainer.lint_predict import Prediction, predict
@@ -70,7 +70,7 @@ def lint(
         first_loss=measured.loss,
         guess=math.log(config.num_classes) if config.num_classes > 1 else math.nan,
         grad_norm=measured.grad_norm,
-        findings=_compared(foretold, measured, prediction.deep is not None),
+        findings=_compared(foretold, measured, config, has_theory=prediction.deep is not None),
         overrides=overrides_for(measured.findings, measured.deep, model, is_built_in=is_built_in),
     )
 
@@ -81,7 +81,7 @@ def overrides_for(
     """The `--set` values that carry out the fixes as far as settings can: another activation, initial weights."""
     names = {one.id for one in findings if one.severity is not None and one.severity >= Severity.WARN}
     overrides = []
-    if {layer.activation for layer in deep.layers} & set(HOPELESS) and names & CURED_BY_ACTIVATION:
+    if squashing_activations(deep.layers) and names & CURED_BY_ACTIVATION:
         if is_built_in:
             overrides.append("model.activation=relu")
         elif any(isinstance(module, nn.Sigmoid) for module in model.modules()):  # functional ones can't be swapped
@@ -100,30 +100,33 @@ def _judged(prediction: Prediction, config: HealthConfig) -> tuple[Finding, ...]
     return tuple(one for one in found if one.severity is not None and one.id not in config.off)
 
 
-def _compared(foretold: Sequence[Finding], measured: Measured, has_theory: bool) -> tuple[LintFinding, ...]:
+def _compared(
+    foretold: Sequence[Finding], measured: Measured, config: HealthConfig, *, has_theory: bool
+) -> tuple[LintFinding, ...]:
     """Each finding once, worst first; one that the batch does not confirm is no alarm."""
     shown = {_key(one): one for one in measured.findings}
     expected = {_key(one): one for one in foretold}
     found = []
     for key, finding in shown.items():
         is_foretold = key in expected if has_theory and key in FORETOLD else None
-        found.append(_lint_finding(key, finding, is_predicted=is_foretold, is_measured=True))
+        found.append(_lint_finding(finding, config, is_predicted=is_foretold, is_measured=True))
     for key, finding in expected.items():
         if key not in shown:
-            found.append(_lint_finding(key, finding, is_predicted=True, is_measured=False))
+            found.append(_lint_finding(finding, config, is_predicted=True, is_measured=False))
     return tuple(sorted(found, key=lambda one: -one.severity))
 
 
-def _lint_finding(key: str, finding: Finding, *, is_predicted: bool | None, is_measured: bool) -> LintFinding:
+def _lint_finding(
+    finding: Finding, config: HealthConfig, *, is_predicted: bool | None, is_measured: bool
+) -> LintFinding:
     assert finding.severity is not None
-    limits = DETECTORS[finding.id].thresholds
     return LintFinding(
         id=finding.id,
         kind=finding.kind,
         severity=finding.severity if is_measured else Severity.INFO,
         layers=finding.layers,
         evidence=dict(finding.evidence),
-        thresholds={name: limit.value for name, limit in limits.items()},
+        thresholds={name: config.limit(finding.id, name) for name in DETECTORS[finding.id].thresholds},
         fix=fix_text(finding),
         is_predicted=is_predicted,
         is_measured=is_measured,

@@ -164,14 +164,55 @@ def test_a_verdict_opens_is_confirmed_and_is_resolved() -> None:
     assert "std 0.125 at fan_in 128" in verdict.fix
 
 
-def test_a_shallow_loss_of_signal_is_no_collapse() -> None:
-    """Trend and drop both have to be there: torch's default init costs five layers 1.6 decades, and they train."""
+@pytest.mark.parametrize(("num_layers", "slope", "is_fault"), [(7, -0.39, False), (8, -0.39, True), (5, -0.63, True)])
+def test_a_shallow_loss_of_signal_is_no_collapse(num_layers: int, slope: float, is_fault: bool) -> None:
+    """Trend and drop both have to be there: torch's default init costs a layer 0.39 decades, and seven of them train;
+    a sigmoid costs 0.63."""
     judge = Judge(CONFIG)
     for step in range(20):
-        deep = deep_stats(step, slope=-0.3, delta_slope=-0.3)
-        judge.see(replace(deep, layers=deep.layers[:5]))
+        deep = deep_stats(step, slope=slope, delta_slope=slope)
+        judge.see(replace(deep, layers=deep.layers[-num_layers:]))
+
+    assert is_fault == any(one.id == "VANISH_BWD" for one in judge.verdicts)
+    assert is_fault == bool(judge.verdicts)
+
+
+def test_a_signal_that_reaches_the_first_layers_has_not_vanished() -> None:
+    """Queries and keys of one attention block have a gradient of their own size, and a shortcut leads past them."""
+    judge = Judge(CONFIG)
+    sizes = [0.0, -5.0, -5.0, -2.0, -2.0, -2.0, -1.0, 0.0]
+    for step in range(20):
+        deep = deep_stats(step)
+        layers = tuple(replace(one, delta_rms=10**size) for one, size in zip(deep.layers, sizes, strict=False))
+        judge.see(replace(deep, layers=layers))
 
     assert () == judge.verdicts
+
+
+def with_activations(step: int, names: list[str]) -> DeepStats:
+    """A vanishing profile of so many layers."""
+    deep = deep_stats(step, delta_slope=-0.5)
+    layers = tuple(replace(one, activation=name) for one, name in zip(deep.layers, names, strict=True))
+    return replace(deep, layers=(*layers[:6], replace(layers[6], fan_in=3), *layers[7:]))
+
+
+@pytest.mark.parametrize(
+    ("names", "is_blamed"),
+    [
+        (["ReLU"] * 10 + ["Sigmoid", ""], False),  # a gate
+        (["ReLU"] * 11 + ["Sigmoid"], False),  # probabilities
+        (["Sigmoid"] * 11 + [""], True),
+        (["Sigmoid"] * 6 + ["ReLU"] * 5 + [""], True),
+    ],
+)
+def test_sigmoids_are_blamed_where_they_are_the_usual_activation(names: list[str], is_blamed: bool) -> None:
+    """A gate's or an output's is meant; and the deviation is told of the usual layer, not of a bottleneck."""
+    judge = Judge(CONFIG)
+    fed(judge, [with_activations(step, names) for step in range(3)])
+
+    fix = one_verdict(judge, "VANISH_BWD").fix
+    assert is_blamed == ("replace Sigmoid by ReLU or GELU" in fix)
+    assert "kaiming_normal with gain 1.414 for ReLU, std 0.125 at fan_in 128" in fix
 
 
 def test_a_collapse_says_how_much_larger_the_weights_must_be() -> None:
@@ -263,6 +304,39 @@ def test_alarms_beyond_the_budget_are_kept_but_not_announced() -> None:
     assert 3 == judge.num_unannounced
 
 
+def test_news_that_becomes_an_alarm_needs_its_place_in_the_budget() -> None:
+    """Else what opens as INFO and gets worse would be told beyond all bounds."""
+    judge = Judge(replace(CONFIG, num_alarms_per_1000_steps=1))
+    judge.see(step_stats(0, loss=math.nan))
+    for step, total in ((1, 150.0), (2, 150.0), (3, 3e5)):
+        inputs = InputStats(
+            num_samples=300, num_values=300, sums=(total,), square_sums=(375.0,), minima=(0.0,), maxima=(1.0,)
+        )
+        judge.see(deep_stats(step, inputs=inputs))
+
+    raised = one_verdict(judge, "INPUT")
+    assert (Severity.WARN, False) == (raised.severity, raised.is_announced)
+    assert 1 == judge.num_unannounced
+
+
+def test_an_alarm_that_was_held_back_is_told_when_it_becomes_critical() -> None:
+    """A quarter of the budget is kept for that."""
+    judge = Judge(replace(CONFIG, num_alarms_per_1000_steps=4))
+    step = 0
+    for _ in range(3):
+        fed(judge, [step_stats(step + offset, grad_norm=1.0) for offset in range(60)])
+        judge.see(step_stats(step + 60, grad_norm=500.0))
+        step += 61
+    fed(judge, [deep_stats(step + offset, delta_slope=-0.24) for offset in range(3)])
+    held_back = one_verdict(judge, "VANISH_BWD")
+    fed(judge, [deep_stats(step + offset, delta_slope=-0.5) for offset in range(3, 9)])
+    told = one_verdict(judge, "VANISH_BWD")
+
+    assert (Severity.WARN, False) == (held_back.severity, held_back.is_announced)
+    assert (Severity.CRITICAL, True) == (told.severity, told.is_announced)
+    assert 0 == judge.num_unannounced
+
+
 def test_tiny_gradients_are_no_fault_under_adam_until_eps_decides() -> None:
     """Optimizer-aware: what counts is the update."""
 
@@ -292,6 +366,33 @@ def test_a_small_step_at_the_end_of_a_schedule_is_meant() -> None:
         judge.see(replace(deep, parameters=still))
 
     assert () == judge.verdicts
+
+
+@pytest.mark.parametrize(("job_lr", "told"), [(0.0, 0.01), (0.01, 0.0), (0.0, 0.0)])
+def test_a_small_step_at_the_beginning_of_a_long_warm_up_is_meant(job_lr: float, told: float) -> None:
+    """The largest rate so far is that of now; what the schedule climbs to is known from the optimizer or the job, and
+    that it climbs in any case."""
+    judge = Judge(replace(CONFIG, base_lr=job_lr))
+    for step in range(100):
+        deep = deep_stats(step)
+        slow = tuple(replace(one, update_norm=1e-7) for one in deep.parameters)
+        judge.see(step_stats(step, lr=0.01 * (step + 1) / 5000, base_lr=told))
+        judge.see(replace(deep, parameters=slow))
+
+    assert () == judge.verdicts
+
+
+def test_the_first_finite_loss_is_the_one_that_is_judged() -> None:
+    """A NaN in the first batch says nothing about the head; the loss after it does."""
+    nan = [step_stats(step, loss=math.nan, grad_norm=math.nan, was_skipped=True) for step in range(3)]
+    well, loud, late = Judge(CONFIG), Judge(CONFIG), Judge(CONFIG)
+    fed(well, [*nan, step_stats(3)])
+    fed(loud, [*nan, step_stats(3, loss=30.0), step_stats(4, loss=30.0)])
+    fed(late, [step_stats(40, loss=math.nan), step_stats(41, loss=30.0)])
+
+    assert ["NONFINITE"] == [one.id for one in well.verdicts]
+    assert {"loss": 30.0} == {key: value for key, value in one_verdict(loud, "LOSS0").evidence.items() if key == "loss"}
+    assert ["NONFINITE"] == [one.id for one in late.verdicts], "a run not seen from its first step"
 
 
 def test_an_inexact_resume_is_told_by_what_the_optimizer_forgot() -> None:

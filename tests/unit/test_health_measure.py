@@ -16,6 +16,7 @@ from pipeline.job_clip import ClipSection
 from trainer.batch import Batch
 from trainer.health.detectors import HealthConfig
 from trainer.health.judge import Judge
+from trainer.health.layers import CallOrder
 from trainer.health.monitor import GradientHealth
 from trainer.health.observer import HealthObserver
 from trainer.health.overhead import Pace
@@ -136,6 +137,54 @@ def test_a_deep_step_measures_what_the_definitions_say(seen: list[StepStats | De
     inputs = deep.inputs
     assert inputs is not None
     assert inputs.sums[0] == pytest.approx(images.sum().item(), rel=1e-4)
+
+
+class Heads(nn.Module):
+    """Two outputs with a sigmoid, of which one leads on to a third; a gate, dropout and plain functions between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.gate, self.inner = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.is_open, self.bound, self.dropout = nn.Sigmoid(), nn.Tanh(), nn.Dropout(0.1)
+        self.first, self.second, self.third = nn.Linear(8, 1), nn.Linear(8, 1), nn.Linear(9, 4)
+        self.is_first, self.is_second = nn.Sigmoid(), nn.Sigmoid()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.dropout(self.bound(self.inner(torch.relu_(self.body(images)))))
+        hidden = 2.0 * hidden * self.is_open(self.gate(hidden))
+        first, second = self.is_first(self.first(hidden)), self.is_second(self.second(hidden))
+        logits: torch.Tensor = self.third(torch.cat([hidden, second], dim=1))
+        return logits * first
+
+
+def test_only_an_activation_that_nothing_reads_is_an_output(seen: list[StepStats | DeepStats]) -> None:
+    """A head may be anywhere in the order of calls: an output's sigmoid is meant to be sure, a gate's or a hidden
+    layer's may be saturated."""
+    torch.manual_seed(0)
+    model = Heads()
+    with torch.no_grad():
+        for head in (model.first, model.second, model.gate):
+            head.bias.fill_(50.0)
+    optimizer = adam(model.parameters())
+    trained(model, optimizer, GradientHealth(model, optimizer, every_steps=1), range(1))
+
+    deep = seen[-1]
+    assert isinstance(deep, DeepStats)
+    assert {"first", "third"} == {layer.name for layer in deep.layers if layer.is_output}
+    saturated = {layer.name: layer.saturated for layer in deep.layers if not math.isnan(layer.saturated)}
+    assert {"gate": 1.0, "inner": 0.0, "second": 1.0} == saturated
+
+
+def test_a_layer_that_is_read_in_the_first_pass_is_no_output_of_the_second() -> None:
+    """Micro-batches and tied layers call a module again; first calls count, judged by all that followed."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 4))
+    order = CallOrder(model, lambda layer, output: None, lambda layer, module, values: None)
+    for _ in range(3):
+        model(torch.randn(4, 8)).sum().backward()
+    order.detach()
+
+    assert [("0", False), ("2", True)] == [(layer.name, layer.is_output) for layer in order.layers]
 
 
 def test_hooks_are_there_on_sampled_steps_only() -> None:

@@ -72,10 +72,61 @@ def test_a_token_of_a_container_has_no_scale_to_compare_its_update_with() -> Non
 def test_a_weight_as_long_as_its_first_update_began_at_zero() -> None:
     """Norms are measured after the update, so a zero-initialised head has a length by then."""
     first = small_net(0, moved("head.weight", "head", weight=0.032, update=0.032))
-    later = [small_net(10 * step, moved("head.weight", "head", weight=0.1, update=0.01)) for step in range(1, 7)]
+    later = [small_net(10 * step, moved("head.weight", "head", weight=0.3, update=0.03)) for step in range(1, 7)]
 
     assert verdicts("UPDATE_RATIO", [first, *later]) == []
     assert verdicts("UPDATE_RATIO", later) != []
+
+
+def test_a_weight_drawn_far_below_its_scale_is_meant_to_grow() -> None:
+    """A policy's head: its first steps of Adam are a third of it, and a rate at which they are not learns nothing."""
+
+    def head(weight: float, step: int) -> DeepStats:
+        length = weight + 0.003 * step
+        return small_net(
+            step, replace(moved("head.weight", "head", weight=length, update=0.003), numel=640, num_rows=10)
+        )
+
+    assert verdicts("UPDATE_RATIO", [head(0.01, step) for step in (0, 1, 2, 4, 8, 16, 32)]) == []
+    grown = [small_net(step, moved("a.weight", "a", weight=1.0, update=0.3)) for step in (0, 1, 2, 4)]
+    assert [one.severity for one in verdicts("UPDATE_RATIO", grown)] == [Severity.CRITICAL]
+
+
+def test_a_scale_for_each_channel_may_begin_at_one_for_all() -> None:
+    """Of shape (C, 1, 1): each row is one number, and no unit's weights."""
+    scale = ParameterStats(name="scale", num_dims=3, numel=16, num_rows=16, layer="", row_spread=0.0)
+    copied = replace(scale, numel=160)
+
+    assert verdicts("SYMMETRY", [small_net(step, scale) for step in range(1, 6)]) == []
+    assert len(verdicts("SYMMETRY", [small_net(step, copied) for step in range(1, 6)])) == 1
+
+
+def labelled(step: int, low: float, high: float, num_samples: int = 256) -> DeepStats:
+    inputs = InputStats(
+        num_samples=num_samples, num_values=num_samples, sums=(0.0,), square_sums=(float(num_samples),),
+        minima=(-1.0,), maxima=(1.0,), label_min=low, label_max=high,
+    )  # fmt: skip
+    return replace(deep_stats(step), inputs=inputs)
+
+
+@pytest.mark.parametrize("num_classes", [0, 2])
+def test_a_rare_class_is_waited_for(num_classes: int) -> None:
+    """At 1 % positives one window of 256 in 13 has none; 2,048 have, and what was seen once exists."""
+    judge = Judge(replace(CONFIG, num_classes=num_classes))
+    fed(judge, [labelled(step, 0.0, float(step == 5)) for step in range(8)])
+    fed(judge, [labelled(step, 0.0, 0.0) for step in range(8, 40)])
+    assert judge.verdicts == ()
+
+    alone = Judge(replace(CONFIG, num_classes=num_classes))
+    fed(alone, [labelled(step, 0.0, 0.0) for step in range(7)])
+    assert alone.verdicts == ()
+    alone.see(labelled(7, 0.0, 0.0))
+    assert [("INPUT", "labels", 2048)] == [(one.id, one.kind, one.evidence["samples"]) for one in alone.verdicts]
+
+
+def test_one_label_of_many_is_told_after_256() -> None:
+    (verdict,) = verdicts("INPUT", [labelled(0, 3.0, 3.0)])
+    assert verdict.kind == "labels"
 
 
 def test_a_small_update_behind_a_tight_clip_is_blamed_on_the_clip() -> None:
@@ -136,6 +187,12 @@ def test_no_more_than_ten_times_the_learning_rate_is_proposed_in_one_try() -> No
 
     assert "multiply the learning rate by 10 (0.01 -> 0.1), again if this comes back, or" in near.fix
     assert near.fix == far.fix
+
+
+def test_a_small_update_is_told_also_where_each_step_is_a_sample() -> None:
+    """The window must not be shorter than the span it has to show."""
+    (verdict,) = verdicts("UPDATE_RATIO", [step_stats(0), *(slow(step, 1e-7) for step in range(30))])
+    assert verdict.first_step == 19
 
 
 def test_a_small_update_of_a_vanished_gradient_says_so_until_that_is_mended() -> None:

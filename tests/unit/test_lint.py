@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,38 @@ def test_settings_are_proposed_only_where_they_can_do_something() -> None:
     report = linted(mlp(12, 64, "sigmoid", "xavier_normal"), is_built_in=False)
     assert report.overrides[0] == "model.activation={name: relu, replace: [sigmoid]}"
     assert "--set 'model.activation={name: relu, replace: [sigmoid]}'" in report.text()
+
+
+class Gate(nn.Module):
+    """Squeeze and excitation, on columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.gate = nn.Linear(128, 128), nn.Sigmoid()
+
+    def forward(self, columns: torch.Tensor) -> torch.Tensor:
+        gated: torch.Tensor = columns * self.gate(self.layer(columns))
+        return gated
+
+
+def test_a_gate_is_not_what_a_deep_net_fails_of() -> None:
+    """Neither the fix nor a setting takes its sigmoid away: the init is the cause."""
+    torch.manual_seed(0)
+    hidden = [part for _ in range(10) for part in (nn.Linear(128, 128), nn.ReLU())]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), *hidden, Gate(), nn.Linear(128, 10))
+    report = linted(model, is_built_in=False)
+
+    assert {finding.id for finding in report.warnings} >= {"VANISH_BWD"}
+    assert report.overrides == ("model.init=auto",)
+    assert "Sigmoid" not in report.text()
+
+
+def test_a_finding_has_the_thresholds_it_was_judged_by() -> None:
+    images, labels = batch()
+    config = replace(CONFIG, thresholds={"VANISH_BWD.warn_slope": -0.05})
+    found = lint(mlp(12, 128, "relu", "default"), images, labels, config=config).findings
+
+    assert {-0.05} == {one.thresholds["warn_slope"] for one in found if one.id == "VANISH_BWD"}
 
 
 def test_a_model_that_cannot_be_looked_at_is_left_out_with_the_reason() -> None:

@@ -276,6 +276,7 @@ class Judge:
             fix=fix_text(finding, self._open_ids()),
             confidence=confidence,
             traces=traces,
+            is_announced=self._is_still_announced(old, severity, step),
         )
         self._verdicts[track.number] = new
         events = []
@@ -330,6 +331,14 @@ class Judge:
 
     def _open_ids(self) -> set[str]:
         return {one.id for one in open_verdicts(self._verdicts.values())}
+
+    def _is_still_announced(self, old: Verdict, severity: Severity, step: int) -> bool:
+        """What becomes an alarm needs a place in the budget, as one that opens does; one held back that gets worse is
+        asked for again."""
+        if severity <= old.severity or (old.is_announced and old.severity >= Severity.WARN):
+            return old.is_announced
+        self.num_unannounced -= not old.is_announced
+        return self._may_announce(severity, step)
 
     def _may_announce(self, severity: Severity, step: int) -> bool:
         """A quarter of the budget is CRITICAL's alone; INFO is no alarm."""

@@ -52,6 +52,8 @@ class Layer:
     stretch: int
     activation: str = ""
     is_normalized: bool = False
+    is_output: bool = True
+    """No later layer has taken in what came of its output, yet."""
 
 
 def layer_weight(module: nn.Module) -> nn.Parameter | None:
@@ -101,6 +103,9 @@ class CallOrder:
         """Identities of modules with parameters that were called."""
         self._makers: dict[int, tuple[weakref.ref[torch.Tensor], Layer]] = {}
         self._by_name: dict[str, Layer] = {}
+        self._nodes: dict[int, Layer | None] = {}
+        """Nodes of the graph by their numbers, which no other node gets: the layer whose output it made, None: walked
+        over, or a call that doesn't count. Holding on to nodes would keep a whole graph's memory."""
         self._seen: set[int] = set()
         self._num_norms = 0
         self._handles: list[Any] = []
@@ -122,19 +127,46 @@ class CallOrder:
 
     def _note(self, module: nn.Module, args: Any) -> None:
         self.called.add(id(module))
+        if torch.is_grad_enabled():
+            self._takes_in(args)
+
+    def _takes_in(self, args: Any) -> None:
+        """Layers whose outputs have led here are none of the model's outputs; each node is walked over once."""
+        nodes = [value.grad_fn for value in args if isinstance(value, torch.Tensor)]
+        while nodes:
+            node = nodes.pop()
+            if node is None:
+                continue
+            number = node._sequence_nr()
+            if number in self._nodes:
+                layer = self._nodes[number]
+                if layer is not None:
+                    layer.is_output = False
+                continue
+            self._nodes[number] = None
+            nodes += [before for before, _ in node.next_functions]
 
     def _layer_hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if not self._tells_order or id(module) in self._seen or not isinstance(output, torch.Tensor):
+            if not self._tells_order or not isinstance(output, torch.Tensor):
+                return
+            has_gradients = torch.is_grad_enabled()
+            if has_gradients:
+                self._takes_in(args)
+            if id(module) in self._seen:
+                self._made(output, None)
                 return
             layer = self._by_name.get(name)
             if layer is None:
                 layer = self._by_name[name] = Layer(name=name, module=module, stretch=self._num_norms)
                 self.layers.append(layer)
             self._makers[id(output)] = (weakref.ref(output), layer)
-            if torch.is_grad_enabled():
+            if has_gradients:
                 self._seen.add(id(module))
                 self.called.add(id(module))
+                # What reads a layer of a reentrant checkpoint may be in another graph than its second pass.
+                layer.is_output = torch._C._current_graph_task_id() == -1
+                self._made(output, layer)
                 self._on_layer(layer, output)
 
         return hook
@@ -144,6 +176,10 @@ class CallOrder:
         """Without gradients it is an evaluation between two steps; or, of a model that trains, the first pass of a
         reentrant checkpoint: that is in order, the second one, in the backward pass, begins with the last layers."""
         return torch.is_grad_enabled() or self._model.training
+
+    def _made(self, output: torch.Tensor, layer: Layer | None) -> None:
+        if output.grad_fn is not None:
+            self._nodes[output.grad_fn._sequence_nr()] = layer
 
     def _maker(self, value: Any) -> Layer | None:
         reference, layer = self._makers.get(id(value), (None, None))

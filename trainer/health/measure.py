@@ -253,6 +253,7 @@ class DeepProbe:
                     name=name,
                     num_dims=parameter.ndim,
                     numel=parameter.numel(),
+                    num_rows=len(parameter) if parameter.ndim else 1,
                     layer=owners[name],
                     is_trainable=parameter.requires_grad,
                     is_in_optimizer=id(parameter) in groups,
@@ -269,10 +270,9 @@ class DeepProbe:
                 )
                 for name, parameter in self._parameters
             )
-            last = layers[-1].layer.name if layers else ""
             return DeepStats(
                 step=step,
-                layers=tuple(self._layer(seen, values, weights, is_last=seen.layer.name == last) for seen in layers),
+                layers=tuple(self._layer(seen, values, weights, is_last=seen is layers[-1]) for seen in layers),
                 parameters=parameters,
                 inputs=self._read_inputs(values),
                 scaler_scale=scale,
@@ -287,12 +287,15 @@ class DeepProbe:
         mean = values[f"mean:{layer.name}"]
         weight_norm = values.get(f"weight:{name}", math.nan)
         delta = values.get(f"delta:{layer.name}", math.nan)
+        # A frozen layer is in no graph: only of those that learn is it known what takes in their output.
+        is_output = is_last or (layer.is_output and seen.delta_norm is not None)
         return LayerStats(
             name=layer.name,
             kind=type(layer.module).__name__,
             activation=layer.activation,
             stretch=layer.stretch,
             is_normalized=layer.is_normalized,
+            is_output=is_output,
             fan_in=weight[0].numel() if weight is not None else 0,
             num_units=seen.num_units,
             mean=mean,
@@ -306,8 +309,8 @@ class DeepProbe:
             update_norm=values.get(f"update:{name}", math.nan),
             never_active=values.get(f"never:{layer.name}", math.nan),
             num_observations=seen.num_observations,
-            # An output layer's sigmoid is meant to be sure.
-            saturated=math.nan if is_last else values.get(f"saturated:{layer.name}", math.nan),
+            # An output's sigmoid is meant to be sure.
+            saturated=math.nan if is_output else values.get(f"saturated:{layer.name}", math.nan),
         )
 
     def _read_inputs(self, values: dict[str, float]) -> InputStats | None:

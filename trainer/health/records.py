@@ -114,6 +114,8 @@ class LayerStats:
     """Layers of one stretch have no normalisation between them."""
     is_normalized: bool = False
     """A norm layer reads the output: its scale doesn't matter, a bias is dead."""
+    is_output: bool = False
+    """No later layer takes in what comes of its output: the last layer, and each head of several."""
     fan_in: int = 0
     num_units: int = 1
     """Output elements of one sample."""
@@ -145,6 +147,8 @@ class ParameterStats:
     name: str
     num_dims: int
     numel: int
+    num_rows: int = 1
+    """Of a matrix or kernel, its units: the size of the first dimension."""
     layer: str
     """The module that owns it."""
     is_trainable: bool = True

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median, median_low, mode
 
 from trainer.health.detectors import HealthConfig
 from trainer.health.fixes import HOPELESS, init_advice
@@ -26,6 +27,8 @@ class Profile:
     """A quantity along depth, in decades."""
 
     layers: tuple[LayerStats, ...]
+    decades: tuple[float, ...]
+    """log10 of each layer's value."""
     slope: float
     """Decades a layer, from input to output."""
     is_long_enough: bool
@@ -35,12 +38,23 @@ class Profile:
         """Decades over the whole profile, by the slope: one odd layer doesn't decide."""
         return self.slope * (len(self.layers) - 1)
 
+    @property
+    def rise_over_first(self) -> float:
+        """Decades from the largest of the first quarter to the last quarter's median."""
+        count = max(1, len(self.layers) // 4)
+        return median(self.decades[-count:]) - max(self.decades[:count])
+
 
 def profile(layers: Sequence[LayerStats], values: Sequence[float], min_layers: float) -> Profile:
     """The slope of log10 over the layers with a positive, finite value."""
     kept = [(layer, value) for layer, value in zip(layers, values, strict=True) if 0.0 < value < math.inf]
-    slope = theil_sen([math.log10(value) for _, value in kept])
-    return Profile(layers=tuple(layer for layer, _ in kept), slope=slope, is_long_enough=len(kept) >= min_layers)
+    decades = tuple(math.log10(value) for _, value in kept)
+    return Profile(
+        layers=tuple(layer for layer, _ in kept),
+        decades=decades,
+        slope=theil_sen(decades),
+        is_long_enough=len(kept) >= min_layers,
+    )
 
 
 def backward_profile(stats: DeepStats, min_layers: float) -> Profile:
@@ -49,10 +63,10 @@ def backward_profile(stats: DeepStats, min_layers: float) -> Profile:
 
 
 def forward_profiles(stats: DeepStats, min_layers: float, value: Callable[[LayerStats], float]) -> list[Profile]:
-    """One for each stretch without normalisation; the head is left out, its scale is the loss's business."""
+    """One for each stretch without normalisation; heads are left out, their scale is the loss's business."""
     stretches: dict[int, list[LayerStats]] = {}
     for layer in stats.layers[:-1]:
-        if not layer.is_normalized:
+        if not (layer.is_normalized or layer.is_output):
             stretches.setdefault(layer.stretch, []).append(layer)
     found = [profile(layers, [value(layer) for layer in layers], min_layers) for layers in stretches.values()]
     return [one for one in found if one.is_long_enough]
@@ -97,8 +111,9 @@ class Depth:
     def _vanish(self, backward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
         # Down towards the input is up in the order of the forward pass.
         severity = _below(-backward.slope, -backward.change, "VANISH_BWD", config)
-        activations = {layer.activation for layer in backward.layers}
-        squashing = sorted(activations & set(HOPELESS))
+        if backward.rise_over_first < config.limit("VANISH_BWD", "first_share") * backward.change:
+            severity = None  # it reaches the first layers
+        squashing = squashing_activations(backward.layers)
         advice = f"replace {' and '.join(squashing)} by ReLU or GELU (a sigmoid's derivative is at most 0.25): "
         return Finding(
             id="VANISH_BWD",
@@ -189,7 +204,15 @@ def _range(one: Profile) -> str:
     return f"{one.layers[0].name} to {one.layers[-1].name}"
 
 
+def squashing_activations(layers: Sequence[LayerStats]) -> list[str]:
+    """Those that no init suits, where they follow at least half of the hidden layers: a gate, or an output that is to
+    be a probability, has a sigmoid for good reason, and isn't what a deep net fails of."""
+    hidden = [layer.activation for layer in layers[:-1] if not layer.is_output]
+    found = [activation for activation in hidden if activation in HOPELESS]
+    return sorted(set(found)) if found and 2 * len(found) >= len(hidden) else []
+
+
 def _advice(one: Profile, activation: str = "") -> str:
-    """For the layer in the middle: the first and last have odd fans."""
-    middle = one.layers[len(one.layers) // 2]
-    return init_advice(activation or middle.activation, middle.fan_in)
+    """For the usual layer: the first and last have odd fans, and a bottleneck may be in the middle."""
+    fan_in = median_low(layer.fan_in for layer in one.layers)
+    return init_advice(activation or mode(layer.activation for layer in one.layers), fan_in)

@@ -27,29 +27,41 @@ class Input:
     square_sums: list[float] = field(default_factory=list)
     minima: list[float] = field(default_factory=list)
     maxima: list[float] = field(default_factory=list)
+    num_labels: int = 0
+    """Since labels were last judged."""
     label_min: float | None = None
     label_max: float | None = None
+    has_two_labels: bool = False
+    """The run has had more than one."""
 
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         inputs = stats.inputs
         if inputs is None or not all(map(math.isfinite, inputs.square_sums)):
             return
         self._add(inputs)
-        if self.num_samples < config.limit("INPUT", "min_samples"):
-            return
-        yield self._judge(config)
-        if self.label_min is not None:
-            is_one = self.label_min == self.label_max
-            yield Finding(
-                id="INPUT",
-                kind="labels",
-                severity=Severity.WARN if is_one else None,
-                evidence={"samples": self.num_samples, "label": self.label_min},
-                words={"num_samples": self.num_samples},
-            )
-        self.num_samples = self.num_values = 0
-        self.sums, self.square_sums, self.minima, self.maxima = [], [], [], []
-        self.label_min = self.label_max = None
+        if self.num_samples >= config.limit("INPUT", "min_samples"):
+            yield self._judge(config)
+            self.num_samples = self.num_values = 0
+            self.sums, self.square_sums, self.minima, self.maxima = [], [], [], []
+        # One of two classes may be rare, and then a small window has one label by chance; so may one of many that
+        # nobody has counted.
+        is_rare_likely = config.num_classes in (0, 2)
+        if self.num_labels >= config.limit("INPUT", "min_labels" if is_rare_likely else "min_samples"):
+            yield self._judge_labels(is_rare_likely=is_rare_likely)
+
+    def _judge_labels(self, *, is_rare_likely: bool) -> Finding:
+        assert self.label_min is not None
+        is_one = self.label_min == self.label_max
+        self.has_two_labels |= not is_one
+        finding = Finding(
+            id="INPUT",
+            kind="labels",
+            severity=Severity.WARN if is_one and not (is_rare_likely and self.has_two_labels) else None,
+            evidence={"samples": self.num_labels, "label": self.label_min},
+            words={"num_samples": self.num_labels},
+        )
+        self.num_labels, self.label_min, self.label_max = 0, None, None
+        return finding
 
     def _add(self, inputs: InputStats) -> None:
         if len(self.sums) != len(inputs.sums):
@@ -64,6 +76,7 @@ class Input:
             self.minima = [min(pair) for pair in zip(self.minima, inputs.minima, strict=True)]
             self.maxima = [max(pair) for pair in zip(self.maxima, inputs.maxima, strict=True)]
         if inputs.label_min is not None and inputs.label_max is not None:
+            self.num_labels += inputs.num_samples
             self.label_min = min(inputs.label_min, math.inf if self.label_min is None else self.label_min)
             self.label_max = max(inputs.label_max, -math.inf if self.label_max is None else self.label_max)
 

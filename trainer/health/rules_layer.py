@@ -25,9 +25,13 @@ MOST_CLIPPED = 0.1
 
 @dataclass(slots=True)
 class UpdateRatio:
-    """UPDATE_RATIO on matrices; what began at zero has no scale to compare with, nor have tokens and positions."""
+    """UPDATE_RATIO on matrices; what began at zero or nearly so has no scale to compare with, nor have tokens and
+    positions."""
 
     began_at_zero: dict[str, bool] = field(default_factory=dict)
+    """Or so far below the scale that keeps a signal's size that it is meant to grow, as a policy's head."""
+    last_lr: float | None = None
+    """At the last sample: while the rate climbs, a schedule has begun low on purpose."""
 
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         # The scale of a weight before a norm layer cancels: a large update makes it longer, so the next is smaller.
@@ -39,9 +43,8 @@ class UpdateRatio:
                 continue
             if parameter.layer in containers and not parameter.name.endswith("weight"):
                 continue
-            # Measured after the update: a weight that is as long as its first step was zero before it.
-            began_at_zero = parameter.weight_norm == 0.0 or parameter.update_norm >= 0.999 * parameter.weight_norm
-            self.began_at_zero.setdefault(parameter.name, began_at_zero)
+            if parameter.name not in self.began_at_zero:
+                self.began_at_zero[parameter.name] = _began_small(parameter, config)
             if parameter.layer in normalized:
                 continue
             is_moving = parameter.is_trainable and parameter.is_in_optimizer and parameter.is_used
@@ -52,6 +55,7 @@ class UpdateRatio:
             return
         yield self._large(ratios, progress, config)
         yield self._small(ratios, progress, config)
+        self.last_lr = progress.lr
 
     def _large(self, ratios: dict[str, float], progress: Progress, config: HealthConfig) -> Finding:
         over = _over(ratios, config.limit("UPDATE_RATIO", "warn_large"))
@@ -66,7 +70,9 @@ class UpdateRatio:
         limit = config.limit("UPDATE_RATIO", "warn_small")
         # Exactly zero is FROZEN's business.
         under = {name: ratio for name, ratio in ratios.items() if 0.0 < ratio < limit}
-        is_meant = progress.lr < config.limit("UPDATE_RATIO", "lr_share") * progress.peak_lr
+        largest_lr = max(progress.peak_lr, progress.base_lr, config.base_lr)
+        is_climbing = self.last_lr is not None and progress.lr > self.last_lr
+        is_meant = is_climbing or progress.lr < config.limit("UPDATE_RATIO", "lr_share") * largest_lr
         is_done = progress.has_learned(config.limit("UPDATE_RATIO", "loss_share"))
         is_most = len(under) >= config.limit("UPDATE_RATIO", "small_share") * len(ratios)
         worst = min(under.values(), default=0.0)
@@ -75,6 +81,16 @@ class UpdateRatio:
             is_critical = worst < config.limit("UPDATE_RATIO", "critical_small")
             severity = Severity.CRITICAL if is_critical else Severity.WARN
         return _ratio_finding("small", severity, tuple(under), worst, progress, config)
+
+
+def _began_small(parameter: ParameterStats, config: HealthConfig) -> bool:
+    """By its first sample, measured after the update."""
+    # A weight that is as long as its first step was zero before it.
+    if parameter.weight_norm == 0.0 or parameter.update_norm >= 0.999 * parameter.weight_norm:
+        return True
+    # At most so long was an average row before; of length 1 it keeps the size of a signal without an activation.
+    longest = (parameter.weight_norm + parameter.update_norm) / math.sqrt(parameter.num_rows)
+    return longest < config.limit("UPDATE_RATIO", "small_start")
 
 
 def _containers(parameters: tuple[ParameterStats, ...]) -> set[str]:
@@ -329,7 +345,12 @@ class Symmetry:
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         if stats.step < config.limit("SYMMETRY", "first_step"):
             return
-        seen = [one for one in stats.parameters if one.row_spread >= 0.0 and one.is_trainable and one.is_used]
+        # One number a row is a scale of each channel, which may well begin at one for all.
+        seen = [
+            one
+            for one in stats.parameters
+            if one.row_spread >= 0.0 and one.is_trainable and one.is_used and one.numel > one.num_rows
+        ]
         if not seen:
             return
         limit = config.limit("SYMMETRY", "row_spread")

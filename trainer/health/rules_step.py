@@ -317,16 +317,23 @@ class Resume:
 
 @dataclass(slots=True)
 class FirstLoss:
-    """LOSS0: the first loss against ln C."""
+    """LOSS0: the first finite loss against ln C."""
 
     is_done: bool = False
+    is_waiting: bool = False
+    """The run was seen from its first step, and no loss was finite yet: nothing has been learned."""
 
     def see_step(self, stats: StepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
-        if config.num_classes < 2 or (self.is_done and not math.isfinite(stats.loss)):
+        if config.num_classes < 2:
+            return
+        is_first = not self.is_done and (stats.step <= 1 or self.is_waiting)
+        if not math.isfinite(stats.loss):
+            # NONFINITE's business; no number of this loss says how large the weights are.
+            self.is_waiting = is_first
             return
         guess = math.log(config.num_classes)
-        ratio = stats.loss / guess if math.isfinite(stats.loss) else math.inf
-        if self.is_done or stats.step > 1:
+        ratio = stats.loss / guess
+        if not is_first:
             # Only a first loss is judged; later ones can take the verdict back.
             self.is_done = True
             if ratio < 1.0:

@@ -14,8 +14,11 @@ from trainer.health.suite_models import (
     FrozenBackbone,
     FunctionalConvNet,
     OwnModel,
+    SmallHead,
+    SplitAttention,
     TiedAutoencoder,
     TinyTransformer,
+    TwoHeads,
 )
 
 HE = "kaiming_normal"
@@ -55,6 +58,8 @@ def _on_digits() -> list[Case]:
     return [
         Case(name="mlp 3x64 relu he adamw", model=mlp(3, 64, "relu", HE)),
         Case(name="mlp 3x64 relu default adam", model=mlp(3, 64, "relu", "default"), optimizer="adam"),
+        Case(name="mlp 4x128 relu default adam", model=mlp(4, 128, "relu", "default"), optimizer="adam"),
+        Case(name="mlp 5x64 relu default adam", model=mlp(5, 64, "relu", "default"), optimizer="adam"),
         Case(name="mlp 2x256 relu he sgd .01", model=mlp(2, 256, "relu", HE), optimizer=SGD, lr=0.01),
         Case(name="mlp 12x128 relu he adam 3e-4", model=mlp(12, 128, "relu", HE), optimizer="adam", lr=3e-4),
         Case(name="mlp 20x64 relu he sgd 1e-3", model=mlp(20, 64, "relu", HE), optimizer=SGD, lr=1e-3),
@@ -78,6 +83,9 @@ def _on_digits() -> list[Case]:
         Case(name="own: tied, frozen, unused", build=OwnModel),
         Case(name="own: autoencoder, tied by t()", build=TiedAutoencoder, optimizer="adam"),
         Case(name="own: transformer layer", build=TinyTransformer),
+        Case(name="own: separate q, k, v", build=SplitAttention),
+        Case(name="own: two sigmoid heads", build=TwoHeads, optimizer="adam", lr=3e-3, num_steps=600),
+        Case(name="own: small head", build=SmallHead, optimizer="adam", lr=3e-4),
     ]
 
 
@@ -92,6 +100,7 @@ def _on_a_stream() -> list[Case]:
         Case(name="own: tied, frozen, unused, sgd", build=OwnModel, optimizer=SGD, lr=0.01),
         Case(name="own: container, gate, unused", build=Branches, clip=norm(1.0)),
         Case(name="own: transformer, cosine", build=TinyTransformer, is_cosine=True),
+        Case(name="own: small head, cosine", build=SmallHead, is_cosine=True),
     ]
     cases = [
         Case(name="cnn auto adamw 3e-3 cosine clip 1", model=cnn, lr=3e-3, is_cosine=True, clip=norm(1.0)),

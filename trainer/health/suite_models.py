@@ -149,6 +149,72 @@ class TinyTransformer(nn.Module):
         return logits
 
 
+class SplitAttention(nn.Module):
+    """One block with maps of its own for queries, keys and values, drawn small: they stand side by side, so that a
+    profile along depth has steps that are none."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        size = 2 if shape[1] <= 8 else 8
+        self.patches = nn.Conv2d(shape[0], 64, size, stride=size)
+        self.norm, self.norm2, self.last_norm = nn.LayerNorm(64), nn.LayerNorm(64), nn.LayerNorm(64)
+        self.query, self.key, self.value = nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64)
+        self.out = nn.Linear(64, 64)
+        self.mlp = nn.Sequential(nn.Linear(64, 256), nn.GELU(), nn.Linear(256, 64))
+        self.head = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = self.patches(images).flatten(2).transpose(1, 2)
+        normed = self.norm(tokens)
+        maps = (self.query, self.key, self.value)
+        parts = [one(normed).unflatten(2, (4, 16)).transpose(1, 2) for one in maps]  # 4 heads
+        mixed = functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        tokens = tokens + self.out(mixed)
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        logits: torch.Tensor = self.head(self.last_norm(tokens).mean(dim=1))
+        return logits
+
+
+class TwoHeads(nn.Module):
+    """Two outputs, each a sigmoid that is to be sure: in which half of the classes, and which one there."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 128), nn.ReLU())
+        self.side, self.each = nn.Linear(128, 1), nn.Linear(128, num_classes)
+        self.is_high, self.is_each = nn.Sigmoid(), nn.Sigmoid()
+        self.num_low = num_classes // 2
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = self.body(images)
+        high_N1, each_NC = self.is_high(self.side(hidden)), self.is_each(self.each(hidden))
+        num_high = each_NC.shape[1] - self.num_low
+        sides_NC = torch.cat([(1 - high_N1).expand(-1, self.num_low), high_N1.expand(-1, num_high)], dim=1)
+        logits: torch.Tensor = (sides_NC * each_NC + 1e-6).log()
+        return logits
+
+
+class SmallHead(nn.Module):
+    """A policy's head begins a hundred times smaller than other layers, so that all actions are as likely."""
+
+    def __init__(self, shape: Shape, num_classes: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()
+        )
+        self.head = nn.Linear(64, num_classes)
+        nn.init.orthogonal_(self.head.weight, 0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.body(images))
+        return logits
+
+
 class Detached(nn.Module):
     """The first layer is cut off the loss by detach(), unless `is_mended`."""
 
