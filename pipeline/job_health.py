@@ -21,6 +21,7 @@ THRESHOLDS: dict[str, tuple[str, ...]] = {
         "warn_slope",
         "critical_slope",
         "warn_drop",
+        "warn_drop_sigmoid",
         "critical_drop",
         "min_layers",
         "first_share",

@@ -55,8 +55,8 @@ def _at(value: float, unit: str, reason: str) -> Threshold:
 
 _DEPTH_REASON = "notes/gradient-health 1c; right pairs of init and activation stay within 0.06 (12x128 MLP)"
 _DROP_REASON = (
-    "a shallow net survives a steep slope: seven torch-default layers lose 2.3 decades and learn; with SGD at 0.01 "
-    "eight (2.7), or five with sigmoids (2.5), hardly do in 600 steps (digits)"
+    "a shallow net survives a steep slope: seven torch-default layers lose 2.3 decades and learn; eight lose 2.7, and "
+    "with SGD at 0.01 hardly learn in 600 steps (digits)"
 )
 
 DETECTORS: Mapping[str, Detector] = {
@@ -80,6 +80,9 @@ DETECTORS: Mapping[str, Detector] = {
             "warn_slope": _at(-0.12, "decades/layer", _DEPTH_REASON),
             "critical_slope": _at(-0.25, "decades/layer", _DEPTH_REASON),
             "warn_drop": _at(2.4, "decades", "slope times layers; " + _DROP_REASON),
+            "warn_drop_sigmoid": _at(
+                1.5, "decades", "where most layers have sigmoids: no init helps; ten under `auto` lose 2.1 (own suite)"
+            ),
             "critical_drop": _at(3.0, "decades", "float16 gradients end 4 decades below 1"),
             "min_layers": _at(5, "layers", "a slope through fewer points is noise"),
             "first_share": _at(

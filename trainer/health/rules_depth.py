@@ -110,10 +110,11 @@ class Depth:
 
     def _vanish(self, backward: Profile, slopes: dict[str, Number], config: HealthConfig) -> Finding:
         # Down towards the input is up in the order of the forward pass.
-        severity = _below(-backward.slope, -backward.change, "VANISH_BWD", config)
+        squashing = squashing_activations(backward.layers)
+        warn_drop = "warn_drop_sigmoid" if squashing else "warn_drop"
+        severity = _below(-backward.slope, -backward.change, "VANISH_BWD", config, warn_drop=warn_drop)
         if backward.rise_over_first < config.limit("VANISH_BWD", "first_share") * backward.change:
             severity = None  # it reaches the first layers
-        squashing = squashing_activations(backward.layers)
         advice = f"replace {' and '.join(squashing)} by ReLU or GELU (a sigmoid's derivative is at most 0.25): "
         return Finding(
             id="VANISH_BWD",
@@ -188,10 +189,14 @@ class Depth:
         )
 
 
-def _below(slope: float, change: float, name: str, config: HealthConfig) -> Severity | None:
-    for prefix, severity in (("critical", Severity.CRITICAL), ("warn", Severity.WARN)):
-        is_steep = slope < config.limit(name, f"{prefix}_slope")
-        if is_steep and -change > config.limit(name, f"{prefix}_drop"):
+def _below(
+    slope: float, change: float, name: str, config: HealthConfig, *, warn_drop: str = "warn_drop"
+) -> Severity | None:
+    for prefix, drop, severity in (
+        ("critical", "critical_drop", Severity.CRITICAL),
+        ("warn", warn_drop, Severity.WARN),
+    ):
+        if slope < config.limit(name, f"{prefix}_slope") and -change > config.limit(name, drop):
             return severity
     return None
 

@@ -100,7 +100,6 @@ def _on_a_stream() -> list[Case]:
         Case(name="own: tied, frozen, unused, sgd", build=OwnModel, optimizer=SGD, lr=0.01),
         Case(name="own: container, gate, unused", build=Branches, clip=norm(1.0)),
         Case(name="own: transformer, cosine", build=TinyTransformer, is_cosine=True),
-        Case(name="own: small head, cosine", build=SmallHead, is_cosine=True),
     ]
     cases = [
         Case(name="cnn auto adamw 3e-3 cosine clip 1", model=cnn, lr=3e-3, is_cosine=True, clip=norm(1.0)),
