@@ -92,7 +92,7 @@ def test_it_is_critical_from_the_first_sample_that_shows_it_until_the_verdict_is
 def test_what_is_off_or_a_warning_is_not_critical() -> None:
     quiet, warned = Judge(replace(CONFIG, off=("VANISH_BWD",))), Judge(CONFIG)
     fed(quiet, [deep_stats(step, delta_slope=-0.5) for step in range(4)])
-    fed(warned, [deep_stats(step, delta_slope=-0.2) for step in range(4)])
+    fed(warned, [deep_stats(step, delta_slope=-0.25) for step in range(4)])
 
     assert (Severity.WARN, False) == (one_verdict(warned, "VANISH_BWD").severity, warned.is_critical)
     assert not quiet.is_critical
