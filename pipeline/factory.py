@@ -46,6 +46,15 @@ def load_factory(job: Job) -> Callable[..., Any] | None:
     return factory
 
 
+def factory_place(job: Job) -> str:
+    """`model.factory` so that a file of it is found from any folder; "" for the built-in models."""
+    reference = job.config.model.factory
+    if job.config.model.kind != "factory":
+        return ""
+    file = reference.partition(":")[0]
+    return f"{job.path.absolute().parent / reference}" if file.endswith(".py") else reference
+
+
 def _signature_problems(job: Job, factory: Callable[..., Any]) -> Iterator[Problem]:
     """What the factory has no parameter for, and what it lacks; nothing for a function that doesn't tell."""
     try:

@@ -178,8 +178,8 @@ def cache_key(parts: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
 
-def cached_index(key: str, build: Callable[[], IndexBuilder], wanted: str = "") -> tuple[Index, Path]:
-    """The index under `key`, and its file: `build` runs only if there is none that is whole and fresh.
+def cached_index(key: str, build: Callable[[], IndexBuilder], wanted: str = "") -> Index:
+    """The index under `key`: `build` runs only if there is none that is whole and fresh.
 
     An index whose fingerprint is `wanted` need not be fresh: it is the one that a run goes by, to its end, whatever
     other indexes are made under the same key meanwhile.
@@ -271,12 +271,12 @@ def printable(name: bytes) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _kept_index(key: str, wanted: str) -> tuple[Index, Path] | None:
+def _kept_index(key: str, wanted: str) -> Index | None:
     for file in _candidates(key, wanted):
         if (index := open_index(file, wanted=wanted)) is not None:
             with suppress(OSError):  # removed since: what is mapped stays readable
                 os.utime(file)
-            return index, file
+            return index
     return None
 
 
@@ -311,12 +311,12 @@ def _prune(key: str) -> None:
         left.unlink(missing_ok=True)
 
 
-def _new_index(key: str, builder: IndexBuilder) -> tuple[Index, Path]:
+def _new_index(key: str, builder: IndexBuilder) -> Index:
     file = write_index(key, builder)
     _prune(key)
     index = open_index(file, trusted=True)
     assert index is not None, f"{file} can't be read back"
-    return index, file
+    return index
 
 
 def _fingerprint(builder: IndexBuilder, sections: list[bytes]) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Collection
 _FAILED = " failed on an image "
 _TOO_SMALL = ("CropSizeError", "equal or smaller than image sizes")
 """Parts of what albumentations 2.0.8 says of images that are smaller than a crop, both sizes included."""
+CHANGED = "changed since it was indexed"
+INDEX_ANEW = "`touch` its folder, or its manifest, which is indexed anew then, and begin a new run"
 
 
 def failure_text(path: str, image: str, error: str) -> str:
@@ -29,6 +31,8 @@ def failing_transform(causes: Collection[str]) -> str:
 
 def way_out(causes: Collection[str]) -> str:
     """What a user can do about such samples."""
+    if 2 * sum(CHANGED in cause for cause in causes) > len(causes):
+        return INDEX_ANEW
     path = failing_transform(causes)
     if not path:
         return "mend or remove them"

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 from pipeline.checkpoint_folder import Damaged, read_state
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig, ModelSection
+from pipeline.user_code import load_attribute
 from trainer.checkpoint_fit import require_fitting_optimizer, require_fitting_weights
 from trainer.models import Factory, build_model
 from trainer.random_state import put_random_state, take_random_state
@@ -146,13 +147,13 @@ def restore(folder: Path, model: nn.Module, optimizer: Optimizer, *, made_by: st
     return states
 
 
-def load_model(checkpoint: Path | str, factory: Factory | None = None) -> nn.Module:
+def load_model(checkpoint: Path | str, factory: Factory | str | None = None) -> nn.Module:
     """The saved model, on the CPU, in eval mode, from a folder such as runs/NAME/checkpoints/step-00000200.
 
     It takes finished images (N,C,H,W), as the job's `eval` stream delivers them, and gives (N, classes) logits; its
-    attribute `classes` names them. A model of the user's own factory needs that `factory`: a checkpoint is data, and
-    nothing it names is imported. Raises ConfigError if the folder is no checkpoint, or damaged, or the factory is
-    missing or makes another model.
+    attribute `classes` names them. A model of the user's own factory needs that `factory`, the function or its name as
+    in a job (`file.py:make`): a checkpoint is data, and nothing it names is imported. Raises ConfigError if the folder
+    is no checkpoint, or damaged, or the factory is missing or makes another model.
     """
     checkpoint = Path(checkpoint)
     try:
@@ -162,7 +163,10 @@ def load_model(checkpoint: Path | str, factory: Factory | None = None) -> nn.Mod
         raise _refusal(checkpoint, "a checkpoint's folder", str(error), "name one of runs/NAME/checkpoints") from error
     if record.section["kind"] == "factory" and factory is None:
         made_by = record.section["factory"]
-        raise _refusal(checkpoint, "the function that made the model", "none", f"load_model(…, factory={made_by})")
+        way_out = f'load_model(…, factory="{made_by}")'
+        raise _refusal(checkpoint, "the function that made the model", "none", way_out)
+    if isinstance(factory, str):
+        factory = cast(Factory, load_attribute(factory, Path.cwd()))
     model = record.build(factory)
     _load_weights(checkpoint, model, record.section.get("factory", ""))
     model.classes = tuple(state["classes"])  # type: ignore[assignment]

@@ -39,6 +39,7 @@ from pipeline.errors import (
     Stopped,
 )
 from pipeline.extras import TRAINER, WORKERS, require_extras
+from pipeline.factory import factory_place
 from pipeline.going_on import note_asked_for
 from pipeline.job import JobConfig, initial_workers
 from pipeline.run_end import note_failure, note_finished, note_stop
@@ -116,7 +117,7 @@ def train(
             f"stopped by {summary.stopped_by} after step {summary.num_steps} of {summary.planned_steps}, "
             f"with {summary.checkpoint}\n  to go on: {go_on}"
         )
-    print_summary(summary, console)
+    print_summary(summary, console, factory_place(begun.job))
 
 
 def _train_in_folder(
@@ -329,8 +330,8 @@ def describe_progress(progress: Progress) -> str:
     return "  ".join(parts)
 
 
-def print_summary(summary: Summary, console: Console) -> None:
-    """A table of what the run came to, and one line that loads its model."""
+def print_summary(summary: Summary, console: Console, factory: str = "") -> None:
+    """A table of what the run came to, and one line that loads its model, made by the user's own `factory` if any."""
     table = Table(title="Run finished", show_header=False, title_justify="left")
     table.add_column("what")
     table.add_column("value", overflow="fold")
@@ -356,5 +357,6 @@ def print_summary(summary: Summary, console: Console) -> None:
         health = shlex.join(["headrace", "health", str(summary.run_folder)])
         console.print(f"  {health}", soft_wrap=True, highlight=False, markup=False)
     console.print("Load the model:", highlight=False)
-    load = f'from headrace import load_model; model = load_model("{summary.checkpoint}")'
+    own = f', factory="{factory}"' if factory else ""
+    load = f'from headrace import load_model; model = load_model("{summary.checkpoint}"{own})'
     console.print(f"  {load}", soft_wrap=True, highlight=False, markup=False)

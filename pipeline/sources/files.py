@@ -10,18 +10,17 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 from pipeline.index_file import Index, printable
+from pipeline.sample_causes import CHANGED, INDEX_ANEW
 from pipeline.sources.protocol import RawSample
 
 
 class IndexedFiles:
     """A source over an index; reading is the only thing that touches the data."""
 
-    def __init__(self, index: Index, index_path: Path) -> None:
+    def __init__(self, index: Index) -> None:
         self._index = index
-        self._index_path = index_path
         self._classes = tuple(printable(name) for name in index.classes)
 
     @property
@@ -39,14 +38,14 @@ class IndexedFiles:
     def read(self, index: int) -> RawSample:
         """The file's bytes and label; OSError if it is gone, is no regular file, or has another size than indexed."""
         path = os.path.join(self._index.base, self._index.path(index))
-        data = _read_exactly(path, self._index.size(index), self._index_path)
+        data = _read_exactly(path, self._index.size(index))
         return RawSample(data, self._index.label(index))
 
     def describe(self, index: int) -> str:
         return printable(self._index.path(index))
 
 
-def _read_exactly(path: bytes, nbytes: int, index_path: Path) -> bytes:
+def _read_exactly(path: bytes, nbytes: int) -> bytes:
     # O_NONBLOCK: opening a named pipe that took a sample's place would otherwise wait for ever.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -64,7 +63,6 @@ def _read_exactly(path: bytes, nbytes: int, index_path: Path) -> bytes:
     finally:
         os.close(descriptor)
     if status.st_size != nbytes or missing_nbytes:
-        found = f"{status.st_size} bytes, {nbytes} when it was indexed"
-        way_out = f"if the change is meant, delete {index_path} and start a new run"
-        raise OSError(errno.ESTALE, f"changed since it was indexed ({found}); {way_out}", os.fsdecode(path))
+        found = f"{status.st_size} bytes, {nbytes} then"
+        raise OSError(errno.ESTALE, f"{CHANGED} ({found}); {INDEX_ANEW}", os.fsdecode(path))
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)

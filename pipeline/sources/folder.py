@@ -32,7 +32,7 @@ def open_folder(config: FolderSource, wanted: str = "") -> IndexedFiles:
         got = "a file" if os.path.exists(root) else "nothing there"
         _refuse(root, "a folder with one folder a class", got, "correct `path`")
     key = cache_key({"path": os.fsdecode(root), **config.model_dump(mode="json", exclude={"path"})})
-    return IndexedFiles(*cached_index(key, lambda: _scan(config, root), wanted))
+    return IndexedFiles(cached_index(key, lambda: _scan(config, root), wanted))
 
 
 def _scan(config: FolderSource, root: bytes) -> IndexBuilder:

@@ -36,7 +36,7 @@ def open_manifest(config: ManifestSource, wanted: str = "") -> IndexedFiles:
     if not os.path.isfile(file):
         _refuse(config, 0, "", "a CSV file", "a folder" if os.path.isdir(file) else "nothing there", "correct `path`")
     key = cache_key({"path": file, **config.model_dump(mode="json", exclude={"path"})})
-    return IndexedFiles(*cached_index(key, lambda: _scan(config, file), wanted))
+    return IndexedFiles(cached_index(key, lambda: _scan(config, file), wanted))
 
 
 def _scan(config: ManifestSource, file: str) -> IndexBuilder:

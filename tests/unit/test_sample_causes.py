@@ -12,6 +12,7 @@ from trainer.policy import MIN_BAD_BEFORE_FATAL, BadSamplePolicy
 
 CROP = failure_text("chain[1].RandomCrop", "(31, 40, 3) uint8", "CropSizeError: (64, 64) vs (31, 40)")
 OTHER = failure_text("chain[2].OneOf[0].CLAHE", "(31, 40, 3) uint16", "TypeError: no")
+STALE = "[Errno 116] changed since it was indexed (14 bytes, 7 then)"
 DECODING = "not a JPEG, PNG or WebP image"
 
 
@@ -24,6 +25,8 @@ DECODING = "not a JPEG, PNG or WebP image"
         ([CROP, OTHER], "", "mend or remove them"),
         ([DECODING], "", "mend or remove them"),
         ([], "", "mend or remove them"),
+        ([STALE, STALE, DECODING], "", "`touch` its folder"),
+        ([STALE, DECODING], "", "mend or remove them"),
     ],
 )
 def test_a_transform_is_blamed_if_more_than_half_failed_at_it(causes: list[str], path: str, hint: str) -> None:

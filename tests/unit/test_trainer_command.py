@@ -121,6 +121,22 @@ def test_a_job_is_trained_into_runs_name_and_its_model_can_be_loaded_as_printed(
     assert load_model(run / "checkpoints" / "step-00000002")[1].out_features == 6
 
 
+def test_a_model_of_the_users_own_can_be_loaded_as_printed_from_any_folder(opened, tmp_path, monkeypatch, capsys):
+    """By the name of its factory, which the line has; without it the error has it."""
+    (tmp_path / "net.py").write_text(NET)
+    own = JOB.replace("{kind: mlp, width: 4, depth: 1}", "{kind: factory, factory: net.py:make}")
+    (tmp_path / "job.yaml").write_text(own)
+    command.train(tmp_path / "job.yaml")
+    (load,) = [line for line in capsys.readouterr().out.splitlines() if "load_model(" in line]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    namespace = {}
+    exec(load.strip(), namespace)
+    assert namespace["model"](torch.zeros(1, 1, 8, 8)).shape == (1, 2)
+    with pytest.raises(ConfigError, match=r'to go on: load_model\(…, factory=".*net\.py:make"\)'):
+        load_model(tmp_path / "runs/tiny/checkpoints/step-00000002")
+
+
 def test_the_folders_job_file_is_the_job_as_it_ran(opened, tmp_path):
     """Overrides included, and independent of where it lies."""
     command.train(tmp_path / "job.yaml", run_dir=tmp_path / "elsewhere", set_=["model.width=6", "workers=1"])
