@@ -28,6 +28,7 @@ PRIVATE_PREFIX = "_headrace_user_"
 """Modules loaded from a file are registered under this prefix, the file's stem and a hash of its path."""
 _LOADED_DIGEST = "__headrace_source_sha256__"
 """Where a loaded module keeps the digest of its source."""
+_OURS = tuple(Path(__file__).resolve().parents[1] / name for name in ("headrace", "pipeline", "trainer", "workers"))
 
 
 def load_module(reference: str, base: Path) -> ModuleType:
@@ -274,9 +275,11 @@ def place_of(error: BaseException, base: Path, file: Path | None) -> tuple[str, 
 
 
 def own_place(error: BaseException, base: Path, file: Path | None) -> tuple[str, int] | None:
-    """File and line of the last frame that is in `file` or below `base`, libraries installed below it aside."""
+    """File and line of the last frame in `file` or below `base` that is neither an installed library's nor ours."""
     for name, line in reversed(_frames(error)):
         path = Path(name)
+        if any(path.is_relative_to(folder) for folder in _OURS):
+            continue
         is_below = path.is_relative_to(base) and "site-packages" not in path.relative_to(base).parts
         if path == file or is_below:
             return name, line
