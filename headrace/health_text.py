@@ -83,7 +83,7 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     is_live = _is_going_on(run)
     state, ago = "going on" if is_live else "not going on", duration(time.time() - health.time_s)
     lines = [f"{run}: step {health.step}, {state}; as of {ago} ago"]
-    lines += [""] if is_live else [*textwrap.wrap(f"it {read_run_end(run)}", _WIDTH, break_long_words=False), ""]
+    lines += [""] if is_live else [*textwrap.wrap(read_run_end(run).sentence, _WIDTH, break_long_words=False), ""]
     for verdict in shown:
         lines += [*_verdict_lines(run, verdict), ""]
     if not shown:
@@ -166,7 +166,7 @@ def _nothing(run: Path, path: Path, error: OSError) -> ConfigError:
         got = "a run of which nothing was watched yet"
         way_out = "wait for its first step; or set health.enabled in its job, if that is false"
         if not _is_going_on(run):
-            got = f"a run of which nothing was watched: it {read_run_end(run)}"
+            got = f"a run of which nothing was watched: {read_run_end(run).sentence}"
             way_out = "`headrace status --run-dir` has the command that goes on with it"
     expected = "the health.json of a run"
     return ConfigError(Problem(file=str(path), line=0, path="", expected=expected, got=got, way_out=way_out))

@@ -40,6 +40,14 @@ class Target:
         return Operator(self.endpoint, is_run=self.is_run)
 
 
+def _to_go_on(folder: Path) -> str:
+    """What is left to do with a run that has ended."""
+    from pipeline.going_on import resume_command
+    from pipeline.run_end import read_run_end
+
+    return "nothing: it has finished" if read_run_end(folder).how == "finished" else resume_command(folder)
+
+
 def find_target(run_dir: Path | None, connect: str | None, stream: str = "") -> Target:
     """The dispatcher that was named in one of two ways, or this user's standing one."""
     from pipeline.run_lock import live_run
@@ -49,7 +57,7 @@ def find_target(run_dir: Path | None, connect: str | None, stream: str = "") -> 
         raise wrong_arguments("--run-dir FOLDER, or --connect ADDRESS", "both")
     if run_dir is None:
         return Target(endpoint=connect or default_endpoint(), stream=stream)
-    run = live_run(run_dir)
+    run = live_run(run_dir, _to_go_on)
     if not run.endpoint:
         raise PeerUnreachable(
             f"the run in {run_dir} (process {run.pid}) has no dispatcher yet\n"

@@ -100,8 +100,12 @@ def places(root: Located, path: str = "") -> Places:
 
 def read_job(root: Located, folder: Path, problems: ProblemList) -> JobConfig | None:
     """The checked fields, paths made absolute against `folder`; None, with problems noted, if any is wrong."""
-    if not isinstance(root.value, dict):
-        problems.add(root, "", expected="a map with `sources` and `train`", got=describe(root.plain()))
+    is_saved_chain = "transform" in root.items and root.items.keys().isdisjoint(("sources", "train"))
+    is_chain = is_saved_chain or isinstance(root.value, tuple)
+    if is_chain or not isinstance(root.value, dict):
+        way_out = "this is a chain file; a job names it under train.chain" if is_chain else ""
+        got = describe(root.plain())
+        problems.add(root, "", expected="a job (a map with `sources` and `train`)", got=got, way_out=way_out)
         return None
     num_before = len(problems.problems)
     _check_streams(root, problems)

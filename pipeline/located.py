@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from pipeline.errors import ConfigError, Problem
@@ -87,7 +88,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`did you mean X?`, or all known names if none is like it and they are few, or nothing."""
     names = list(known)
     by_lower = {candidate.lower(): candidate for candidate in names}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)
     if close:
-        return f"did you mean {by_lower[close[0]]}?"
+        return f"did you mean {by_lower[max(close, key=partial(_likeness, name.lower()))]}?"
     return f"known here: {', '.join(names)}" if 0 < len(names) <= 20 else ""
+
+
+def _likeness(name: str, other: str) -> float:
+    """0 to 1; up to four equal first letters weigh more, as Winkler has it: GaussBlurr means no GlassBlur."""
+    ratio = difflib.SequenceMatcher(None, name, other).ratio()
+    num_equal = next((i for i in range(4) if name[i : i + 1] != other[i : i + 1]), 4)
+    return ratio + 0.1 * num_equal * (1 - ratio)

@@ -45,6 +45,11 @@ class RunEnd(msgspec.Struct, frozen=True, kw_only=True):
             return f"failed{at}: {self.reason}"
         return f"{self.how}{f' by {self.reason}' if self.reason else ''}{at}"
 
+    @property
+    def sentence(self) -> str:
+        """The same, said of the run."""
+        return f"it was {self}" if self.how == "stopped" else f"it {self}"
+
 
 class LastEnd:
     """The newest word of an end; what an attempt says of its end holds until the next one writes a line."""

@@ -14,6 +14,7 @@ import fcntl
 import os
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +86,11 @@ class RunLock:
             os.close(descriptor)
 
 
-def live_run(folder: Path) -> LiveRun:
-    """The run that goes on in a folder; ConfigError if none does."""
+def live_run(folder: Path, to_go_on: Callable[[Path], str] | None = None) -> LiveRun:
+    """The run that goes on in a folder; ConfigError if none does.
+
+    `to_go_on`: what whoever asks can do about a run that has ended.
+    """
     try:
         descriptor = os.open(folder / LOCK_NAME, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
@@ -98,7 +102,8 @@ def live_run(folder: Path) -> LiveRun:
         pid, endpoint, stream = _read(descriptor)
         return LiveRun(pid=int(pid) if pid.isdigit() else 0, endpoint=endpoint, stream=stream)
     else:
-        raise _not_running(folder, "a run that has ended", "headrace train JOB --resume continues it")
+        way_out = to_go_on(folder) if to_go_on is not None else "headrace train JOB --resume continues it"
+        raise _not_running(folder, "a run that has ended", way_out)
     finally:
         os.close(descriptor)
 

@@ -28,6 +28,7 @@ PRIVATE_PREFIX = "_headrace_user_"
 """Modules loaded from a file are registered under this prefix, the file's stem and a hash of its path."""
 _LOADED_DIGEST = "__headrace_source_sha256__"
 """Where a loaded module keeps the digest of its source."""
+_OURS = tuple(Path(__file__).resolve().parents[1] / name for name in ("headrace", "pipeline", "trainer", "workers"))
 
 
 def load_module(reference: str, base: Path) -> ModuleType:
@@ -269,13 +270,25 @@ def place_of(error: BaseException, base: Path, file: Path | None) -> tuple[str, 
     """File and line of the last frame that is in `file` or below `base`, else of the last there is; "" if none."""
     if isinstance(error, SyntaxError) and error.filename:
         return error.filename, error.lineno or 0
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
-    frames = [frame for frame in frames if frame.filename != __file__]
-    theirs = [frame for frame in frames if Path(frame.filename) == file or base in Path(frame.filename).parents]
     # The user's own last line beats a line deep inside a library it called.
-    for frame in reversed(theirs or frames):
-        return frame.filename, frame.lineno or 0
-    return "", 0
+    return own_place(error, base, file) or next(reversed(_frames(error)), ("", 0))
+
+
+def own_place(error: BaseException, base: Path, file: Path | None) -> tuple[str, int] | None:
+    """File and line of the last frame in `file` or below `base` that is neither an installed library's nor ours."""
+    for name, line in reversed(_frames(error)):
+        path = Path(name)
+        if any(path.is_relative_to(folder) for folder in _OURS):
+            continue
+        is_below = path.is_relative_to(base) and "site-packages" not in path.relative_to(base).parts
+        if path == file or is_below:
+            return name, line
+    return None
+
+
+def _frames(error: BaseException) -> list[tuple[str, int]]:
+    frames = [(frame.filename, frame.lineno or 0) for frame in traceback.extract_tb(error.__traceback__)]
+    return [(name, line) for name, line in frames if name != __file__ and not name.startswith("<")]
 
 
 def _refusal(reference: str, *, expected: str, got: str, way_out: str = "") -> ConfigError:

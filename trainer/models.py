@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from torch.nn import functional
 from pipeline.errors import ConfigError, HeadraceError, Problem
 from pipeline.job import ModelSection
 from pipeline.job_model import ActivationSection
-from pipeline.user_code import place_of
+from pipeline.user_code import own_place
 from trainer.activations import make_activation, swap_activations
 from trainer.initialization import initialize
 
@@ -172,9 +173,15 @@ def _place_in(factory: Factory, error: Exception) -> tuple[str, int]:
         file = Path(inspect.getfile(inspect.unwrap(factory))).resolve()
     except TypeError:  # a callable object of its own
         file = Path(inspect.getfile(type(factory))).resolve()
-    place, line = place_of(error, file.parent, file)
-    is_ours = Path(place).resolve() == Path(__file__).resolve()
-    return (str(file), code.co_firstlineno if code is not None else 0) if is_ours or not place else (place, line)
+    return own_place(error, file.parent, file) or (str(file), code.co_firstlineno if code is not None else 0)
+
+
+def _place_below(model: nn.Module, error: Exception) -> tuple[str, int] | None:
+    """Where the user's own code raised it: that of the model, or of a module in it (a Sequential's is torch's)."""
+    modules = dict.fromkeys(type(module).__module__ for module in model.modules())
+    theirs = [name for name in modules if not name.startswith(("torch.", "trainer."))]
+    files = [Path(file) for name in theirs if (file := getattr(sys.modules.get(name), "__file__", None))]
+    return next(filter(None, (own_place(error, file.parent, file) for file in files)), None)
 
 
 def _text(error: Exception) -> str:
@@ -186,21 +193,22 @@ def check_output(
 ) -> None:
     """ConfigError unless two images give (2, num_classes) logits; changes neither weights nor random states."""
     was_training, file, line = model.training, section.factory or "the job", 0
+    way_out = "num_classes and input_shape are arguments of the factory"
     images = torch.zeros((2, *input_shape_CHW), device=next(model.parameters()).device)
     try:
         with torch.no_grad(), torch.random.fork_rng():
             logits = model.eval()(images)
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if not isinstance(logits, torch.Tensor):
+            way_out = "return the logits, a tensor of shape (batch, num_classes)"
     except Exception as error:  # the user's own code
         log.info("action=model_failed factory=%s", section.factory, exc_info=error)
         got = _text(error)
-        if not type(model).__module__.startswith("torch."):
-            file, line = _place_in(type(model), error)
+        file, line = _place_below(model, error) or (file, line)
     finally:
         model.train(was_training)
     if got != f"shape {(2, num_classes)}":
         expected = f"logits of shape {(2, num_classes)} for images of shape {(2, *input_shape_CHW)}"
-        way_out = "num_classes and input_shape are arguments of the factory"
         raise ConfigError(Problem(file=file, line=line, path="model", expected=expected, got=got, way_out=way_out))
 
 

@@ -7,8 +7,10 @@ Never reads a file, never depends on what it made before; the chain's tail (Norm
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from copy import copy
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -17,11 +19,11 @@ import numpy as np
 from pipeline.errors import ConfigError, Problem, SampleError
 from pipeline.recipe import ChainNode, Finish, Recipe
 from pipeline.sample_causes import failure_text
-from pipeline.user_code import file_digest, loaded_digest
+from pipeline.user_code import file_digest, loaded_digest, own_place
 from workers.chain_build import ChainBuilder
 from workers.chain_canvas import Canvas
 from workers.chain_direct import direct_call
-from workers.chain_library import COMPOSITIONS, TO_TENSOR, known_transforms
+from workers.chain_library import COMPOSITIONS, TO_TENSOR, is_library_class, known_transforms
 from workers.chain_normalize import misfits
 from workers.randomness import SampleRandomness
 from workers.unserved import CannotServe
@@ -106,7 +108,9 @@ class CompiledChain:
                 raise  # it failed before it was an array
             if getattr(error, "code", None) == _OUT_OF_MEMORY_CODE:
                 raise MemoryError(str(error)) from error
-            raise SampleError(self._describe_failure(error, transform, image_HWC)) from error
+            is_first = not self._calls or transform is self._calls[0][0]
+            seen = image_HWC if is_first else image  # a crop is given the whole image, and reads its top alone
+            raise SampleError(self._describe_failure(error, transform, seen)) from error
         finally:
             self._canvas.renew(None)  # else it would keep the caller's array alive
 
@@ -127,16 +131,41 @@ class CompiledChain:
         direct = self._calls[0][1] if self._calls else None
         return direct is not None and direct.is_crop
 
-    def _describe_failure(self, error: Exception, transform: Any, image_HWC: np.ndarray | TopDown) -> str:
-        """The innermost transform on the traceback, by its path (which ends in its class name)."""
-        path = self._paths.get(id(transform), "the chain")
+    def _describe_failure(self, error: Exception, transform: Any, image_HWC: Any) -> str:
+        """The innermost transform on the traceback, by its path (which ends in its class name), and what it was given.
+
+        `image_HWC` is what `transform` was given, one of the chain's own.
+        """
+        path, seen, failed = self._paths.get(id(transform), "the chain"), image_HWC, transform
         trace = error.__traceback__
         while trace is not None:
-            path = self._paths.get(id(trace.tb_frame.f_locals.get("self")), path)
+            names = trace.tb_frame.f_locals
+            if id(names.get("self")) in self._paths:
+                failed = names["self"]
+                path, seen = self._paths[id(failed)], _image_among(names, seen)
             trace = trace.tb_next
+        what = f"of type {type(seen).__name__}"
+        if hasattr(seen, "shape"):
+            what = f"{seen.shape} {getattr(seen, 'dtype', np.dtype(np.uint8))}"
         text = " ".join(str(error).split())
-        dtype = image_HWC.dtype if isinstance(image_HWC, np.ndarray) else np.dtype(np.uint8)
-        return failure_text(path, f"{image_HWC.shape} {dtype}", f"{type(error).__name__}: {text}")
+        return failure_text(path, what, f"{type(error).__name__}: {text}{_line_in_plugin(error, type(failed))}")
+
+
+def _image_among(names: Mapping[str, Any], otherwise: Any) -> Any:
+    """The image that a transform or composition was called with, of the local names of its `__call__`."""
+    data = names.get("kwargs", names.get("data"))
+    image = data.get("image") if isinstance(data, dict) else None
+    return image if isinstance(image, np.ndarray) else otherwise
+
+
+def _line_in_plugin(error: Exception, transform_class: type) -> str:
+    """` (file.py:line)`, the last line of the plug-in's own code; nothing of a transform of the library."""
+    written = getattr(sys.modules.get(transform_class.__module__), "__file__", None)
+    if is_library_class(transform_class) or not written:
+        return ""
+    file = Path(written)
+    place = own_place(error, file.parent, file)
+    return f" ({place[0]}:{place[1]})" if place is not None else ""
 
 
 def compile_chain(recipe: Recipe, plugins: Mapping[str, ModuleType] | None = None) -> CompiledChain:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from pipeline.errors import Problem
 from pipeline.located import describe, nearest
@@ -117,7 +118,7 @@ class ChainBuilder:
             # albumentations only warns of arguments that it then ignores or changes.
             warnings.simplefilter("error")
             warnings.filterwarnings("ignore", message=f".*({_ADVICE})")
-            if not self._is_valid(node, transform_class, {**defaults, **arguments}, path):
+            if not self._is_valid(node, transform_class, defaults, arguments, path):
                 return None
             return self._construct(node, transform_class, arguments, path)
 
@@ -143,16 +144,18 @@ class ChainBuilder:
             way_out = nearest(name, accepted)
         self.refuse(_line(node, name), f"{path}.{name}", expected, got, way_out)
 
-    def _is_valid(self, node: ChainNode, transform_class: Any, arguments: dict[str, Any], path: str) -> bool:
+    def _is_valid(
+        self, node: ChainNode, transform_class: Any, defaults: dict[str, Any], written: dict[str, Any], path: str
+    ) -> bool:
         """Checks types strictly (no text for a number, no number for a boolean) and the class's own ranges."""
+        arguments = {**defaults, **written}
         try:
             transform_class.InitSchema.model_validate({**arguments, "strict": True}, strict=True)
         except ValidationError as error:
             messages: dict[str, list[str]] = {}
             for details in error.errors(include_url=False):
                 parameter = str(details["loc"][0]) if details["loc"] else ""
-                message = details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-                messages.setdefault(parameter, []).append(message)
+                messages.setdefault(parameter, []).append(_expected(details, defaults.get(parameter)))
             for parameter, found in messages.items():
                 here = f"{path}.{parameter}" if parameter else path
                 got = describe(arguments[parameter] if parameter else dict(node.params))
@@ -219,6 +222,16 @@ class ChainBuilder:
         for name, text in expected.items():
             got = describe(node.params[name]) if name in node.params else "nothing"
             self.refuse(_line(node, name), f"{path}.{name}", text, got)
+
+
+def _expected(details: ErrorDetails, default: Any) -> str:
+    """What pydantic expected of a parameter; of a tuple, which YAML knows as a list, an example of it."""
+    location, kind = details["loc"], details["type"]
+    if kind == "tuple_type" or (len(location) > 1 and kind in ("missing", "too_long")):
+        if isinstance(default, tuple) and default:
+            return f"a {'pair' if len(default) == 2 else 'list'} such as {describe(default)}"
+        return "a pair such as [height, width]" if location[0] == "size" else "a list of values: [..., ...]"
+    return details["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
 
 
 def _line(node: ChainNode, parameter: str) -> int:

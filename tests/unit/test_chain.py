@@ -357,6 +357,21 @@ def test_a_plug_in_class_is_known_by_its_name(plugin: ModuleType) -> None:
         with_plugin(plugin, ChainNode(name="Dim", params={"shft": 2}))
 
 
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ("RandomResizedCrop: {size: 64}", "a pair such as [height, width]"),
+        ("RandomResizedCrop: {size: [64]}", "a pair such as [height, width]"),
+        ("GaussNoise: {std_range: 3}", "a pair such as [0.2, 0.44]"),
+        ("Rotate: {limit: [1, 2, 3]}", "a pair such as [-90, 90] or a valid number"),
+        ("Normalize: {mean: x}", "a list such as [0.485, 0.456, 0.406] or a valid number"),
+    ],
+)
+def test_a_parameter_of_several_values_is_told_with_an_example(item: str, expected: str, tmp_path: Path) -> None:
+    """No `valid tuple`: YAML has none."""
+    assert [problem.expected for problem in problems_of(f"- {item}\n", tmp_path)] == [expected]
+
+
 def test_a_plug_in_must_be_there_and_be_the_same_source(plugin: ModuleType, tmp_path: Path) -> None:
     """What stands in the way is this worker's own: another may serve the stream."""
     chain = Chain(file="f", nodes=())

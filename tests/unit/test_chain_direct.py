@@ -425,3 +425,43 @@ def test_a_plug_in_with_its_own_way_of_being_called_is_called_that_way(tmp_path:
     )
     image = noise((8, 8, 3))
     assert np.array_equal(image[:, ::-1] + np.uint8(8 + 2), chain.apply(image, 1, 2, 3))
+
+
+BUGGY = """\
+from albumentations import ImageOnlyTransform
+
+class Buggy(ImageOnlyTransform):
+    def apply(self, img, **params):
+        return img[helper(img)]
+
+def helper(img):
+    return [7, 8, 9][img.ndim]
+
+class Lazy(ImageOnlyTransform):
+    pass
+"""
+
+
+@pytest.mark.parametrize("is_inside", [False, True])
+def test_a_plug_in_that_fails_is_told_with_its_own_line_and_the_image_that_it_was_given(
+    is_inside: bool, tmp_path: Path
+) -> None:
+    """Not the decoded one; of a transform inside a composition, what those before it there have made."""
+    (tmp_path / "buggy.py").write_text(BUGGY)
+    module, digest = load_module("buggy.py", tmp_path), hashlib.sha256(BUGGY.encode()).hexdigest()
+
+    def failure(last: str) -> str:
+        resize = ChainNode(name="Resize", params={"height": 9, "width": 11, "p": 1.0})
+        nodes = (resize, ChainNode(name=last, params={"p": 1.0}))
+        if is_inside:
+            nodes = (ChainNode(name="Sequential", params={"p": 1.0}, children=nodes, is_composition=True),)
+        recipe = Recipe(chain=Chain(file="f", nodes=nodes), plugins={"buggy": digest})
+        with pytest.raises(SampleError) as caught:
+            compile_chain(recipe, {"buggy": module}).apply(noise((30, 40, 3)), 1, 2, 3)
+        return str(caught.value)
+
+    path = "chain[0].Sequential[1]" if is_inside else "chain[1]"
+    expected = f"{path}.Buggy failed on an image (9, 11, 3) uint8: IndexError: list index out of range"
+    assert failure("Buggy") == f"{expected} ({tmp_path}/buggy.py:8)"
+    assert failure("Lazy").startswith(f"{path}.Lazy failed on an image (9, 11, 3) uint8: NotImplementedError")
+    assert ".py" not in failure("Lazy")

@@ -12,7 +12,7 @@ import pytest
 from headrace.health_text import Health, health_lines, read_health
 from pipeline.checkpoint_folder import checkpoint_name
 from pipeline.errors import ConfigError, RunFailed
-from pipeline.run_end import note_failure
+from pipeline.run_end import note_failure, note_stop
 from pipeline.run_folder import RunFolder
 from tests.unit.test_exporters import a_verdict
 from trainer.health.records import Severity, Verdict
@@ -70,6 +70,9 @@ def test_how_the_run_ended_is_said_unless_it_goes_on(tmp_path: Path) -> None:
     assert printed() == ["it failed at step 40: 12 bad samples", ""]
     with pytest.raises(ConfigError, match="nothing was watched: it failed at step 40: 12 bad samples"):
         read_health(tmp_path)
+    with RunFolder.resume(tmp_path) as folder:
+        note_stop(folder, "headrace stop", 257)
+    assert printed() == ["it was stopped by headrace stop at step 257", ""]
     (tmp_path / "journal.jsonl").unlink()
     assert printed() == ["it ended without a word (killed?)", ""]
 

@@ -19,8 +19,11 @@ from headrace.commands.stop import stop
 from headrace.commands.swap import swap
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, PeerUnreachable, Problem
+from pipeline.going_on import resume_command
 from pipeline.json_lines import JsonLines
 from pipeline.operator import ChainRefused, OperationRefused
+from pipeline.run_end import note_finished, note_stop
+from pipeline.run_folder import RunFolder
 from pipeline.run_lock import LiveRun
 from pipeline.service_messages import AskScale, AskStop, AskSwap, OperatorMessage, Status, StreamStatus
 from tests.unit.test_status_screen import make_report, make_status, make_stream
@@ -161,7 +164,7 @@ def test_a_run_folder_leads_to_its_dispatcher_and_stream(
     operator: FakeOperator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_lock = LiveRun(pid=7, endpoint=ENDPOINT, stream="abc/train")
-    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: run_lock)
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda *_: run_lock)
     run(stop, "--run-dir", tmp_path)
     assert isinstance(operator.asked[0], AskStop)
     assert operator.asked[0].stream == "abc/train"
@@ -178,12 +181,22 @@ def test_without_an_address_the_users_standing_dispatcher_is_meant(
 
 
 def test_a_run_that_is_just_starting_is_told_apart_from_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: LiveRun(pid=7, endpoint="", stream=""))
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda *_: LiveRun(pid=7, endpoint="", stream=""))
     with pytest.raises(PeerUnreachable, match="has no dispatcher yet"):
         run(stop, "--run-dir", tmp_path)
     monkeypatch.undo()
     assert refused(stop, "--run-dir", tmp_path).expected == "a run that is going on"
     assert refused(status, "--run-dir", tmp_path).expected == "a run that is going on"
+
+
+def test_who_stops_a_run_that_has_ended_is_told_the_whole_command_that_goes_on_with_it(tmp_path: Path) -> None:
+    with RunFolder.create(tmp_path / "run", "name: tiny\n") as folder:
+        note_stop(folder, "SIGTERM", 3)
+    problem = refused(stop, "--run-dir", tmp_path / "run")
+    assert (problem.got, problem.way_out) == ("a run that has ended", resume_command(tmp_path / "run"))
+    with RunFolder.resume(tmp_path / "run") as folder:
+        note_finished(folder, 9)
+    assert refused(stop, "--run-dir", tmp_path / "run").way_out == "nothing: it has finished"
 
 
 def test_status_prints_a_screen_and_the_same_as_json(operator: FakeOperator) -> None:
@@ -203,7 +216,7 @@ def test_a_run_whose_dispatcher_is_away_is_read_from_its_files_and_can_be_stoppe
     journal.append({"action": "checkpointed"})
     journal.close()
     run_lock = LiveRun(pid=4711, endpoint=ENDPOINT, stream="abc/train")
-    monkeypatch.setattr("pipeline.run_lock.live_run", lambda folder: run_lock)
+    monkeypatch.setattr("pipeline.run_lock.live_run", lambda *_: run_lock)
     operator.answer = PeerUnreachable("no dispatcher answers")
     screen = run(status, "--run-dir", tmp_path)
     for part in ("going on", ENDPOINT, "no worker has source 'photos'", "kill -TERM 4711"):

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import load_job
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import JobConfig
+from pipeline.located import nearest
 from pipeline.suggestions import OTHER_KEYS, OTHER_WORDS, meant_key
 from tests.unit.test_config_check import GOOD_JOB
 
@@ -49,6 +50,18 @@ def problems(tmp_path: Path, text: str) -> dict[str, Problem]:
 def test_what_was_meant_is_suggested(tmp_path: Path, text: str, path: str, way_out: str) -> None:
     problem = problems(tmp_path, f"{GOOD_JOB}{text}\n")[path]
     assert (problem.line, problem.way_out) == (3, way_out)
+
+
+@pytest.mark.parametrize("text", ["- HorizontalFlip\n", "transform: {}\n__version__: 2.0.8\n"])
+def test_a_chain_where_a_job_should_be_is_told_as_one(tmp_path: Path, text: str) -> None:
+    ((path, problem),) = problems(tmp_path, text).items()
+    assert (path, problem.way_out) == ("", "this is a chain file; a job names it under train.chain")
+    assert problems(tmp_path, "5\n")[""].way_out == ""
+
+
+def test_an_equal_beginning_weighs_more_than_an_equal_end() -> None:
+    """difflib's ratio alone has GlassBlur first."""
+    assert nearest("GaussBlurr", ["GlassBlur", "GaussianBlur"]) == "did you mean GaussianBlur?"
 
 
 def test_a_section_that_is_no_mapping_is_told_in_yamls_words(tmp_path: Path) -> None:

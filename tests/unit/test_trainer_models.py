@@ -1,6 +1,7 @@
 """Built-in and users' models, activations, initial weights."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from pipeline.errors import ConfigError
 from pipeline.job import ModelSection
 from pipeline.job_model import ACTIVATION_PARAMETERS
-from pipeline.user_code import load_attribute
+from pipeline.user_code import load_attribute, own_place
 from trainer.checkpoint import weights_sha256
 from trainer.gains import gains
 from trainer.models import build_model, check_output
@@ -115,6 +116,8 @@ def test_a_factory_that_gives_nothing_to_train_is_refused(name, got, tmp_path):
         build_model(section, (3, 4, 4), 5, load_attribute(section.factory, tmp_path))
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
 FAILING = """
 import torch
 
@@ -133,12 +136,33 @@ class Net(torch.nn.Linear):
 
 def make_misfit(input_shape, num_classes):
     return Net(7, num_classes)
+
+def make_misfit_inside(input_shape, num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), Net(7, num_classes))
+
+class Bare(torch.nn.Sequential):
+    pass
+
+def make_bare(input_shape, num_classes):
+    return Bare(torch.nn.Linear(7, num_classes))
+
+class Pair(torch.nn.Linear):
+    def forward(self, images):
+        return super().forward(images.flatten(1)), 0.5
+
+def make_pair(input_shape, num_classes):
+    return Pair(48, num_classes)
 """
 
 
 @pytest.mark.parametrize(
     ("name", "line", "got"),
-    [("make_keyless", 5, "KeyError: 'depth'"), ("make_deep", 11, "TypeError: "), ("make_misfit", 15, "RuntimeError: ")],
+    [
+        ("make_keyless", 5, "KeyError: 'depth'"),
+        ("make_deep", 11, "TypeError: "),
+        ("make_misfit", 15, "RuntimeError: "),
+        ("make_misfit_inside", 15, "RuntimeError: "),
+    ],
 )
 def test_what_fails_in_the_users_code_is_told_with_their_own_line(name, line, got, tmp_path):
     """Not the line inside torch where it came out, and no traceback of ours."""
@@ -154,6 +178,31 @@ def test_what_fails_in_the_users_code_is_told_with_their_own_line(name, line, go
     (problem,) = caught.value.problems
     assert (problem.file, problem.line) == (str(tmp_path / "failing.py"), line)
     assert problem.got.startswith(got)
+
+
+def refusal_of_output(name, folder):
+    (folder / "failing.py").write_text(FAILING)
+    section = ModelSection(kind="factory", factory=f"failing.py:{name}")
+    model = build_model(section, (3, 4, 4), 5, load_attribute(section.factory, folder))
+    with pytest.raises(ConfigError) as caught:
+        check_output(model, section, (3, 4, 4), 5)
+    (problem,) = caught.value.problems
+    return problem
+
+
+def test_a_line_of_torch_installed_below_the_users_folder_or_of_ours_is_not_theirs(tmp_path, monkeypatch):
+    """A project has its .venv beside its model, and may itself be our checkout."""
+    assert refusal_of_output("make_bare", tmp_path).file == "failing.py:make_bare"
+    above = Path(torch.__file__).parents[2]
+    monkeypatch.setattr("trainer.models.own_place", lambda error, base, file: own_place(error, above, file))
+    assert refusal_of_output("make_bare", tmp_path).file == "failing.py:make_bare"
+    monkeypatch.setattr("trainer.models.own_place", lambda error, base, file: own_place(error, ROOT, file))
+    assert refusal_of_output("make_bare", tmp_path).file == "failing.py:make_bare"
+
+
+def test_who_returns_no_tensor_is_told_what_to_return(tmp_path):
+    problem = refusal_of_output("make_pair", tmp_path)
+    assert (problem.got, problem.way_out) == ("tuple", "return the logits, a tensor of shape (batch, num_classes)")
 
 
 def test_an_option_that_the_factory_does_not_take_is_the_users_error(tmp_path):
