@@ -23,10 +23,12 @@ from pipeline.going_on import resume_command
 from pipeline.run_end import read_run_end
 from pipeline.run_folder import live_run
 from trainer.health.detectors import DETECTORS
-from trainer.health.records import Severity, Verdict
+from trainer.health.records import Severity, Verdict, open_verdicts
 from trainer.healthy_checkpoint import newest_healthy
 
 _WIDTH = 100
+_MAX_BEFORE = 5
+"""Verdicts that came before the open ones: the first are the nearest to the cause; chosen."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +77,7 @@ def is_critical_open(health: Health) -> bool:
 
 
 def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
-    """Open verdicts, the worst first, each with evidence and fix; then what is behind, and where to go back to."""
+    """What came before, and open verdicts, the worst first, with evidence and fix; then where to go back to."""
     open_ones = [one for one in health.verdicts if one.resolved_at is None]
     shown = [one for one in open_ones if everything or one.severity > Severity.INFO]
     shown.sort(key=lambda one: (-one.severity, one.number))
@@ -84,6 +86,12 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     state, ago = "going on" if is_live else "not going on", duration(time.time() - health.time_s)
     lines = [f"{run}: step {health.step}, {state}; as of {ago} ago"]
     lines += [""] if is_live else [*textwrap.wrap(read_run_end(run).sentence, _WIDTH, break_long_words=False), ""]
+    before = _came_before(health)
+    if before:
+        lines.append("What came before, resolved perhaps only because training died of it; the cause may be here:")
+        for verdict in before:
+            lines += [str(verdict).splitlines()[0], *_wrapped("fix", verdict.fix)]
+        lines += ["", "Open now:"]
     for verdict in shown:
         lines += [*_verdict_lines(run, verdict), ""]
     if not shown:
@@ -91,9 +99,9 @@ def health_lines(run: Path, health: Health, *, everything: bool) -> list[str]:
     if everything:
         for verdict in behind:
             lines += [f"resolved at step {verdict.resolved_at}:", *_verdict_lines(run, verdict), ""]
-    elif behind or len(shown) < len(open_ones):
-        num_info = len(open_ones) - len(shown)
-        lines += [f"not shown: {len(behind)} resolved, {num_info} of severity INFO (--all shows them)"]
+    elif len(behind) > len(before) or len(shown) < len(open_ones):
+        num_behind, num_info = len(behind) - len(before), len(open_ones) - len(shown)
+        lines += [f"not shown: {num_behind} resolved, {num_info} of severity INFO (--all shows them)"]
     if health.num_dropped:
         lines.append(f"{health.num_dropped} more were resolved longer ago: {run / 'journal.jsonl'} has them")
     if health.num_unannounced:
@@ -113,6 +121,16 @@ def detector_lines() -> list[str]:
             lines += _wrapped(f"{name}.{threshold}", text)
         lines += [*_wrapped("resolved by", detector.clears), ""]
     return [*lines, "In a job:  health: {thresholds: {CLIP.warn_rate: 0.7}, off: [INPUT]}"]
+
+
+def _came_before(health: Health) -> list[Verdict]:
+    """Alarms that opened before the first one that is still open, and are resolved, in their order: a net that has died
+    moves no more, so the verdict that named the rate is over, and only its consequences are open. On its way out a
+    critical one may have been lowered; where there are many, those that ended as critical are shown."""
+    first = min((one.number for one in open_verdicts(health.verdicts)), default=0)
+    alarms = (one for one in health.verdicts if one.resolved_at is not None and one.severity >= Severity.WARN)
+    before = sorted((one for one in alarms if one.number < first), key=lambda one: (-one.severity, one.number))
+    return sorted(before[:_MAX_BEFORE], key=lambda one: one.number)
 
 
 def _verdict_lines(run: Path, verdict: Verdict) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,17 @@ from trainer.health.measure_weights import MAX_COLUMNS, MAX_V_VALUES, adam_roots
 from trainer.health.overhead import Overhead, Pace
 
 
-def an_overhead(*, light_s: float = 0.0, idle_s: float = 0.0, deep_s: float = 0.0, every: tuple[int, int]) -> Overhead:
+def an_overhead(
+    *,
+    light_s: float = 0.0,
+    idle_s: float = 0.0,
+    deep_s: float = 0.0,
+    every: tuple[int, int],
+    is_fixed: bool = False,
+    num_steps: int = 100,
+) -> Overhead:
     return Overhead(
-        num_steps=100,
+        num_steps=num_steps,
         num_deep_steps=10,
         step_s=0.1,
         light_s=light_s,
@@ -30,6 +39,8 @@ def an_overhead(*, light_s: float = 0.0, idle_s: float = 0.0, deep_s: float = 0.
         deep_every=every[1],
         measured_light_share=0.0,
         measured_deep_share=0.0,
+        is_light_fixed=is_fixed,
+        is_deep_fixed=is_fixed,
     )
 
 
@@ -115,28 +126,84 @@ def test_the_interval_takes_in_what_unmeasured_steps_cost() -> None:
             0.002,
             0.003,
             (100, 50),
-            "more than the 1% meant for norms: a step that is not measured costs 2000 us too",
+            "More than the 1% meant for norms: a step that is not measured costs 2000 us too",
         ),
-        (0.0001, 0.003, (1, 50), "more than the 1% meant for norms: every 1 steps is too often"),
-        (0.0001, 0.0005, (1, 1), "more than the 3% meant for looks into layers: every 1 steps is too often"),
-        (0.0001, 0.0005, (1, 50), "in 100 steps"),
+        (
+            0.0001,
+            0.003,
+            (1, 50),
+            "More than the 1% meant for norms: set health.light_every_steps to 4 or more, or to auto",
+        ),
+        (
+            0.0001,
+            0.0005,
+            (1, 2),
+            "More than the 3% meant for looks into layers: set health.every_steps to 4 or more, or to auto",
+        ),
+        (0.0001, 0.0005, (1, 50), "So far, in 100 steps, it was"),
     ],
 )
 def test_a_bound_that_is_missed_is_said_with_the_reason(
     idle_s: float, light_s: float, every: tuple[int, int], said: str
 ) -> None:
     """Steps of 0.1 s. Where unmeasured steps alone cost too much, no interval helps, and nobody should look for one."""
-    text = str(an_overhead(light_s=light_s, idle_s=idle_s, deep_s=0.01, every=every))
+    text = str(an_overhead(light_s=light_s, idle_s=idle_s, deep_s=0.01, every=every, is_fixed=True))
 
     assert said in text
-    assert ("more than" in text) == ("more than" in said)
+    assert ("More than" in text) == ("More than" in said)
+
+
+@pytest.mark.parametrize(
+    ("deep_s", "num_steps", "said"),
+    [
+        (0.2, 36, "nothing to do, the interval is auto and widens itself after 40 steps"),
+        (0.2, 46, "nothing to do, the interval is auto and widens itself after 100 steps"),
+        (0.2, 1200, "nothing to do, the interval is auto and widens itself after 1500 steps"),
+        (6.0, 46, "once in 1000 steps is the longest that auto takes; set health.every_steps to 2000 or more"),
+    ],
+)
+def test_nobody_is_asked_to_mend_what_auto_mends(deep_s: float, num_steps: int, said: str) -> None:
+    """Steps of 0.1 s."""
+    assert str(an_overhead(deep_s=deep_s, every=(1, 50), num_steps=num_steps)).endswith(f"looks into layers: {said}")
+
+
+def test_auto_widens_when_it_was_said_to() -> None:
+    """Steps of 10 ms, 20 ms for a look: once in 50 steps is 4 %."""
+    pace = Pace()
+    for step in range(39):
+        pace.ended(step_s=0.010, own_s=0.020 if step < 2 else 0.0, is_deep=step < 2, is_light=True, is_plain=step >= 2)
+    assert "widens itself after 40 steps" in str(pace.overhead())
+    pace.ended(step_s=0.010, own_s=0.0, is_deep=False, is_light=True, is_plain=True)
+    assert "More than" not in str(pace.overhead())
+
+
+def test_why_the_first_steps_cost_more_than_the_long_run_is_said() -> None:
+    early = replace(an_overhead(deep_s=0.01, every=(1, 50)), measured_deep_share=0.0696, measured_light_share=0.0033)
+
+    assert "it was 0.33% for norms, 6.96% for looks (the first steps are looked into more often) and" in str(early)
+    assert "more often" not in str(replace(early, measured_deep_share=0.001))
+
+
+def test_a_cost_that_nobody_could_measure_is_not_said_to_be_nothing() -> None:
+    """Looks in every second step leave no step that tells how long one takes without."""
+    pace = Pace(deep_every=2, is_deep_fixed=True)
+    for step in range(60):
+        pace.ended(step_s=0.010, own_s=0.002, is_deep=step % 2 == 0, is_light=True, is_plain=False)
+    text = str(pace.overhead())
+
+    assert text.startswith("what gradient health costs in the long run is not known")
+    assert text.endswith("meant for looks: set health.every_steps higher, or to auto")
+    assert "0.00% of the training time" not in text
 
 
 def test_the_cost_is_said_to_somebody_who_has_never_seen_it() -> None:
     """A sum first, then what each part is for, how long it takes and how often."""
     text = str(an_overhead(light_s=0.0005, deep_s=0.01, every=(1, 50)))
 
-    assert "gradient health costs 0.70% of the training time: 0.50% for gradient norms (500 us, each step)" in text
+    assert (
+        "gradient health costs 0.70% of the training time in the long run: 0.50% for gradient norms (500 us, each step)"
+        in text
+    )
     assert "0.20% for a look into each layer (10.0 ms, once in 50 steps), where a step takes 100.0 ms" in text
 
 

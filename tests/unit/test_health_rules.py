@@ -69,6 +69,41 @@ def test_a_token_of_a_container_has_no_scale_to_compare_its_update_with() -> Non
     assert found.layers == ("in_proj_weight",)
 
 
+@pytest.mark.parametrize(("num_units", "named"), [(3, "a0.weight, a1.weight, a2.weight then"), (4, "(4 parameters)")])
+def test_parameters_are_not_counted_as_layers(num_units: int, named: str) -> None:
+    """A weight and a bias are two parameters of one layer."""
+    moving = [moved(f"a{place}.weight", f"a{place}", weight=1.0, update=0.5) for place in range(num_units)]
+    (found,) = verdicts("UPDATE_RATIO", [small_net(10 * step, *moving) for step in range(6)])
+
+    assert named in found.fix
+
+
+def silent(step: int, share: float, num_observations: int = 4096) -> DeepStats:
+    plain = deep_stats(step)
+    layers = (replace(one, never_active=share, num_observations=num_observations) for one in plain.layers)
+    return replace(plain, layers=tuple(layers))
+
+
+def test_units_that_died_in_training_are_a_matter_of_the_rate() -> None:
+    """They fired at the start, so initial weights and biases were in order."""
+    (found,) = verdicts("DEAD", [step_stats(0, lr=3.0), *(silent(10 * n, 0.0 if n == 0 else 0.9) for n in range(5))])
+
+    assert 0.0 == found.evidence["at start"]
+    assert "(12 layers): these units fired at the start and died in training" in found.fix
+    assert "the learning rate that an earlier verdict names; where none does, multiply the learning rate" in found.fix
+    assert "LeakyReLU" not in found.fix
+
+
+@pytest.mark.parametrize("num_observations", [512, 4096])
+def test_units_that_never_fired_are_a_matter_of_init_and_bias(num_observations: int) -> None:
+    """Whether the first window is full or not."""
+    (found,) = verdicts("DEAD", [step_stats(0), *(silent(10 * n, 0.9, num_observations) for n in range(5))])
+
+    assert 0.9 == found.evidence["at start"]
+    assert "replace ReLU by LeakyReLU(0.01), kaiming_normal with gain 1.414" in found.fix
+    assert "learning rate" not in found.fix
+
+
 def test_a_weight_as_long_as_its_first_update_began_at_zero() -> None:
     """Norms are measured after the update, so a zero-initialised head has a length by then."""
     first = small_net(0, moved("head.weight", "head", weight=0.032, update=0.032))

@@ -15,7 +15,7 @@ from pipeline.errors import ConfigError, RunFailed
 from pipeline.run_end import note_failure, note_stop
 from pipeline.run_folder import RunFolder
 from tests.unit.test_exporters import a_verdict
-from trainer.health.records import Severity, Verdict
+from trainer.health.records import Life, Severity, Verdict
 
 
 def a_health(*verdicts: Verdict, **changes: Any) -> Health:
@@ -98,3 +98,36 @@ def test_the_way_back_is_to_the_newest_healthy_checkpoint_that_is_there(tmp_path
     assert printed() == ["newest healthy checkpoint: step 20"]
     (tmp_path / "checkpoints" / checkpoint_name(20)).rename(tmp_path / "moved")
     assert printed() == ["newest healthy checkpoint: step 10"]
+
+
+def test_what_came_before_the_open_verdicts_is_read_before_them(tmp_path: Path) -> None:
+    """A net that died of its rate moves no more, so the verdict that named the rate was lowered, and is resolved."""
+    critical = Severity.CRITICAL
+    cause = replace(a_verdict(1, Life.RESOLVED), id="UPDATE_RATIO", kind="large", fix="lr 3 -> 0.00271")
+    slight = replace(a_verdict(2, Life.RESOLVED, Severity.INFO), id="INPUT")
+    symptom = a_verdict(3, severity=critical)
+    later = replace(a_verdict(4, Life.RESOLVED, critical), id="EXPLODE")
+    lines = health_lines(tmp_path, a_health(cause, slight, symptom, later), everything=False)
+
+    headline = lines.index("WARN UPDATE_RATIO/large (resolved, step 3..5) in 0")
+    assert "  fix: lr 3 -> 0.00271" == lines[headline + 1]
+    assert headline < lines.index("Open now:") < lines.index("CRITICAL DEAD (open, step 3..5) in 0")
+    assert "not shown: 2 resolved, 0 of severity INFO (--all shows them)" in lines
+    assert not any("EXPLODE" in line or "INPUT" in line for line in lines)
+
+
+def test_of_many_that_came_before_the_critical_ones_are_shown(tmp_path: Path) -> None:
+    warned = [a_verdict(number, Life.RESOLVED) for number in range(1, 9)]
+    critical = replace(a_verdict(9, Life.RESOLVED, Severity.CRITICAL), id="EXPLODE")
+    lines = health_lines(tmp_path, a_health(*warned, critical, a_verdict(10)), everything=False)
+
+    assert "CRITICAL EXPLODE (resolved, step 3..5) in 0" in lines
+    assert 4 == lines.count("WARN DEAD (resolved, step 3..5) in 0")
+
+
+def test_what_is_over_is_not_called_a_cause_where_nothing_followed(tmp_path: Path) -> None:
+    over, news = a_verdict(1, Life.RESOLVED, Severity.CRITICAL), a_verdict(2, severity=Severity.INFO)
+    lines = health_lines(tmp_path, a_health(over, news), everything=False)
+
+    assert "no verdict is open: nothing found that needs you" in lines
+    assert not any("came before" in line for line in lines)

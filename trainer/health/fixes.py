@@ -50,10 +50,7 @@ FIXES: Mapping[str, Mapping[str, str]] = {
         "": "set Adam's eps to {new_eps:.1g} (optimizer.eps in a job; now {eps:.1g}), or, in a loop of your own, "
         "multiply the loss by {loss_factor:.2g}: sqrt(v_hat) of {layers} is {root_v:.2g}, so eps decides the step"
     },
-    "DEAD": {
-        "": "{layers}: replace ReLU by LeakyReLU(0.01), {init_advice}, biases zero{lr_advice}; see that the input has "
-        "mean 0, std 1"
-    },
+    "DEAD": {"": "{layers}: {advice}"},
     "SATURATED": {
         "": "{layers}: put a norm layer before {activation}, or {remedy}; "
         "normalise the input to mean 0, std 1; or use ReLU with kaiming_normal"
@@ -99,6 +96,9 @@ CAUSES: Mapping[str, tuple[str, ...]] = {
 }
 """Detector and kind -> detectors whose faults bring it about: while one of these is open, it has no fix of its own."""
 
+OF_PARAMETERS = ("UPDATE_RATIO", "ADAM_FLOOR", "FROZEN", "SYMMETRY", "EXPLODE/fp16")
+"""Detectors, or one kind, whose findings name parameters; all others name layers."""
+
 LAWS: Mapping[str, tuple[str, str]] = {
     "ReLU": ("kaiming_normal", "relu"),
     "ReLU6": ("kaiming_normal", "relu6"),
@@ -141,11 +141,17 @@ def fix_text(finding: Finding, open_ids: Collection[str] = ()) -> str:
     causes = [one for one in CAUSES.get(f"{finding.id}/{finding.kind}", ()) if one in open_ids]
     if causes:
         return f"this follows from {' and '.join(causes)}, open here too: mend that first, no learning rate does"
-    layers = finding.layers
-    named: Number = ", ".join(layers) if len(layers) <= 3 else f"{layers[0]} to {layers[-1]} ({len(layers)} layers)"
-    values: dict[str, Number] = {"layers": named or "the model", "replay": "", **finding.evidence, **finding.words}
+    values: dict[str, Number] = {"layers": _named(finding), "replay": "", **finding.evidence, **finding.words}
     words = {name: _Word(value) if isinstance(value, str) else value for name, value in values.items()}
     return FIXES[finding.id][finding.kind].format(**words)
+
+
+def _named(finding: Finding) -> str:
+    names = finding.layers
+    if len(names) <= 3:
+        return ", ".join(names) or "the model"
+    is_of_parameters = not {finding.id, f"{finding.id}/{finding.kind}"}.isdisjoint(OF_PARAMETERS)
+    return f"{names[0]} to {names[-1]} ({len(names)} {'parameters' if is_of_parameters else 'layers'})"
 
 
 class _Word(str):

@@ -23,6 +23,9 @@ LEAST_DEEP_STEPS = 20
 """A deep step more often than this would tell the same twice."""
 MOST_DEEP_STEPS = 1000
 MOST_LIGHT_STEPS = 100
+FIRST_CHOICES = (40, 100)
+"""Steps done when `auto` chooses its intervals; then every CHOICE_EVERY."""
+CHOICE_EVERY = 500
 EARLY_STEPS = frozenset({0, 1, 2, 4, 8, 16, 32})
 """Deep whatever they cost: what is wrong at initialization should be said within seconds."""
 
@@ -50,6 +53,9 @@ class Overhead:
     """As above for deep steps; the early ones weigh heavily in a short run."""
     measured_told_share: float = 0.0
     """As above for telling: files, lines, exporters. Rare and uneven, so there is no median of it."""
+    is_light_fixed: bool = False
+    """The interval is a person's number; else `auto` chooses it."""
+    is_deep_fixed: bool = False
 
     @property
     def light_share(self) -> float:
@@ -62,27 +68,52 @@ class Overhead:
         return self.deep_s / self.deep_every / self.step_s if self.step_s else 0.0
 
     def __str__(self) -> str:
+        is_early = self.step_s and self.measured_deep_share > self.deep_share
+        early = " (the first steps are looked into more often)" if is_early else ""
+        so_far = (
+            f"So far, in {self.num_steps} steps, it was {self.measured_light_share:.2%} for norms, "
+            f"{self.measured_deep_share:.2%} for looks{early} and {self.measured_told_share:.2%} for telling of it"
+        )
+        if not self.step_s:
+            # With looks in every step or two there is none that tells how long a step takes without.
+            is_much = self.is_deep_fixed and self.measured_deep_share > DEEP_SHARE
+            todo = f". More than the {DEEP_SHARE:.0%} meant for looks: set health.every_steps higher, or to auto"
+            unknown = "what gradient health costs in the long run is not known: no step without looks was timed"
+            return f"{unknown}. {so_far}{todo if is_much else ''}"
         return (
-            f"gradient health costs {self.light_share + self.deep_share:.2%} of the training time: "
+            f"gradient health costs {self.light_share + self.deep_share:.2%} of the training time in the long run: "
             f"{self.light_share:.2%} for gradient norms ({self.light_s * 1e6:.0f} us, {_each(self.light_every)}) and "
             f"{self.deep_share:.2%} for a look into each layer ({self.deep_s * 1e3:.1f} ms, {_each(self.deep_every)}), "
-            f"where a step takes {self.step_s * 1e3:.1f} ms; so far, in {self.num_steps} steps, it was "
-            f"{self.measured_light_share:.2%} and {self.measured_deep_share:.2%}, and {self.measured_told_share:.2%} "
-            f"for telling of it{self._missed()}"
+            f"where a step takes {self.step_s * 1e3:.1f} ms. {so_far}{self._missed()}"
         )
 
     def _missed(self) -> str:
-        """Which bounds do not hold, and why; an interval can't save what every step costs."""
+        """Which bounds do not hold, and what to do about it; an interval can't save what every step costs."""
         missed = ""
         if self.light_share > LIGHT_SHARE:
-            why = f"every {self.light_every} steps is too often"
-            if self.idle_s > LIGHT_SHARE * self.step_s:
-                why = f"a step that is not measured costs {self.idle_s * 1e6:.0f} us too, and steps are short"
-            missed += f"; more than the {LIGHT_SHARE:.0%} meant for norms: {why}"
+            bound_s = LIGHT_SHARE * self.step_s - self.idle_s
+            if bound_s > 0.0:
+                needed = math.ceil((self.light_s - self.idle_s) / bound_s)
+                todo = self._what_to_do("light_every_steps", needed, is_fixed=self.is_light_fixed)
+            else:
+                todo = (
+                    f"a step that is not measured costs {self.idle_s * 1e6:.0f} us too, and steps are short, so no "
+                    "interval helps: leave it, or switch it off (health.enabled: false in a job)"
+                )
+            missed += f". More than the {LIGHT_SHARE:.0%} meant for norms: {todo}"
         if self.deep_share > DEEP_SHARE:
-            why = f"every {self.deep_every} steps is too often"
-            missed += f"; more than the {DEEP_SHARE:.0%} meant for looks into layers: {why}"
+            needed = math.ceil(self.deep_s / (DEEP_SHARE * self.step_s))
+            todo = self._what_to_do("every_steps", needed, is_fixed=self.is_deep_fixed)
+            missed += f". More than the {DEEP_SHARE:.0%} meant for looks into layers: {todo}"
         return missed
+
+    def _what_to_do(self, setting: str, needed: int, *, is_fixed: bool) -> str:
+        if is_fixed:
+            return f"set health.{setting} to {needed} or more, or to auto"
+        longest = MOST_LIGHT_STEPS if setting == "light_every_steps" else MOST_DEEP_STEPS
+        if needed > longest:
+            return f"once in {longest} steps is the longest that auto takes; set health.{setting} to {needed} or more"
+        return f"nothing to do, the interval is auto and widens itself after {_next_choice(self.num_steps)} steps"
 
 
 @dataclass(slots=True)
@@ -124,7 +155,7 @@ class Pace:
             if step_s is not None and is_plain:
                 self.step_s.add(step_s)
         # Rarely, so that a busy moment of the machine changes nothing; the early deep steps are over by the first.
-        if self.num_steps in (40, 100) or self.num_steps % 500 == 0:
+        if self.num_steps in FIRST_CHOICES or self.num_steps % CHOICE_EVERY == 0:
             self._choose()
 
     def _choose(self) -> None:
@@ -156,7 +187,14 @@ class Pace:
             measured_light_share=self.total_light_s / total_s,
             measured_deep_share=self.total_deep_s / total_s,
             measured_told_share=self.total_told_s / total_s,
+            is_light_fixed=self.is_light_fixed,
+            is_deep_fixed=self.is_deep_fixed,
         )
+
+
+def _next_choice(num_steps: int) -> int:
+    later = (num_steps // CHOICE_EVERY + 1) * CHOICE_EVERY
+    return next((step for step in FIRST_CHOICES if step > num_steps), later)
 
 
 def _each(every: int) -> str:

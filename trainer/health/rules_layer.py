@@ -173,6 +173,7 @@ class Dead:
     """DEAD: only windows with enough values a unit are judged, against the layer's own beginning."""
 
     at_start: dict[str, float] = field(default_factory=dict)
+    """Layer -> the share that had not fired once when its first window was full."""
 
     def see_deep(self, stats: DeepStats, progress: Progress, config: HealthConfig) -> Iterator[Finding]:
         shares: dict[str, float] = {}
@@ -183,7 +184,7 @@ class Dead:
             if math.isnan(layer.never_active) or not layer.is_finite:
                 continue
             if layer.num_observations >= config.limit("DEAD", "min_observations"):
-                start = self.at_start.setdefault(layer.name, min(layer.never_active, most))
+                start = min(self.at_start.setdefault(layer.name, layer.never_active), most)
                 shares[layer.name] = layer.never_active
                 is_more = layer.never_active > start + config.limit("DEAD", "above_start")
                 if is_more and layer.never_active > config.limit("DEAD", "warn"):
@@ -197,24 +198,31 @@ class Dead:
         if found:
             severity = Severity.CRITICAL if found[worst] > config.limit("DEAD", "critical") else Severity.WARN
         layer = next(one for one in stats.layers if one.name == worst)
+        # Where the first window isn't full yet, what is silent in it has never fired.
+        start = self.at_start.get(worst, shares[worst])
         yield Finding(
             id="DEAD",
             severity=severity,
             layers=tuple(found),
             evidence={
                 "dead units": spelled(shares[worst]),
-                "at start": spelled(self.at_start.get(worst)),
+                "at start": spelled(start),
                 "values a unit": layer.num_observations,
             },
-            words={"init_advice": init_advice("ReLU", layer.fan_in), "lr_advice": _lower_rate(progress, config)},
+            words={"advice": _revive(layer, start, shares[worst], progress, config)},
         )
 
 
-def _lower_rate(progress: Progress, config: HealthConfig) -> str:
-    """Nothing before the first step, where there is no rate yet and nothing has died of it."""
-    if not progress.lr:
-        return ""
-    return f"; if the units died during training, multiply {rate_text(0.1, progress, config)}"
+def _revive(layer: LayerStats, start: float, share: float, progress: Progress, config: HealthConfig) -> str:
+    """By whether most of what is dead was so from the start; then nothing has died of the rate."""
+    if start > share / 2:
+        init = init_advice("ReLU", layer.fan_in)
+        return f"replace ReLU by LeakyReLU(0.01), {init}, biases zero; see that the input has mean 0, std 1"
+    return (
+        "these units fired at the start and died in training, most often of too large steps: see what came before, and "
+        "take the learning rate that an earlier verdict names; where none does, multiply "
+        f"{rate_text(0.1, progress, config)}. Dead units do not come back: begin again with it, or go back to before"
+    )
 
 
 def _is_dead_early(layer: LayerStats, config: HealthConfig) -> bool:
