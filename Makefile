@@ -22,9 +22,9 @@ demo-data: $(INSTALLED)
 demo: $(INSTALLED) demo-data
 	$(BIN)/headrace train configs/jobs/quickstart.yaml --run-dir "runs/quickstart-$$(date +%Y%m%d-%H%M%S)"
 
-# Most acceptance tests wait for clocks: four at a time keep two cores busy. The README's takes longest and is begun first.
+# Most acceptance tests wait for clocks: four at a time keep two cores busy. What the README shows is run by test-long.
 test: install
-	$(BIN)/pytest -m 'not long' -n 4 --dist loadfile --no-loadscope-reorder tests/acceptance/test_readme.py tests
+	$(BIN)/pytest -m 'not long' -n 4 --dist loadfile --no-loadscope-reorder tests
 
 test-long: install
 	$(BIN)/pytest -m 'long or not long'

@@ -167,6 +167,7 @@ second.close()
     assert lines == ["8 True"]
 
 
+@pytest.mark.long
 def test_a_loop_that_breaks_or_raises_can_go_on_where_it_was(home: Home, tmp_path: Path) -> None:
     """Each batch exactly once, whatever the user's loop does between two of them."""
     small_job(tmp_path)

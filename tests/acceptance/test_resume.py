@@ -221,6 +221,7 @@ def has_resumed(run_dir: Path) -> bool:
     return any(line["action"] == "resumed" for line in lines_of(run_dir / "journal.jsonl"))
 
 
+@pytest.mark.long
 def test_of_two_resumes_at_once_one_is_refused(tmp_path: Path, arrays: Path, home: Home) -> None:
     job, run_dir = resumable_job(tmp_path, arrays), tmp_path / "run"
     first = run_headrace("train", job, "--run-dir", run_dir, folder=tmp_path, environment=home.environment)

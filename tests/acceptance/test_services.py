@@ -287,6 +287,7 @@ def test_an_end_that_fails_somewhere_still_leaves_nothing(
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_plug_in_that_can_not_be_imported_ends_the_job_with_the_place_of_the_fault(
     job: Job, home: Home, tmp_path: Path
 ) -> None:
@@ -460,6 +461,7 @@ def test_two_jobs_share_a_pool_and_a_fast_one_does_not_starve_a_slow_one(
     assert slow.digests == expected[: len(slow.digests)]
 
 
+@pytest.mark.long
 def test_a_pool_is_scaled_while_it_works_and_no_slice_is_made_twice(
     job: Job, home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -215,6 +215,7 @@ class StuckAtWork(ImageOnlyTransform):
 """
 
 
+@pytest.mark.long
 def test_a_chain_that_hangs_is_refused_with_its_place_and_the_next_swap_goes_through(
     tmp_path: Path, arrays: Path, job: Job
 ) -> None:

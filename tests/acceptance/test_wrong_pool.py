@@ -12,6 +12,7 @@ from tests.home import Home
 from tests.processes import Headrace
 
 
+@pytest.mark.long
 def test_a_wrong_pool_is_told_of_and_the_job_goes_on_with_a_right_one(tmp_path: Path, arrays: Path) -> None:
     """The first pool has other images under the job's source name; the user reads so within seconds."""
     wrong = tmp_path / "wrong.npz"
