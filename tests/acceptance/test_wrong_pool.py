@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.acceptance.test_kills import slow_job
 from tests.home import Home
