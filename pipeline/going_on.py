@@ -18,6 +18,16 @@ from pipeline.run_folder import RunFolder
 _ACTION = "asked_for"
 
 
+def going_on_with(
+    job_file: Path, folder: Path, overrides: Sequence[str], connect: str | None, more: Sequence[str] = ()
+) -> str:
+    """The command, from its parts."""
+    sets = [part for each in overrides for part in ("--set", each)]
+    connected = ["--connect", connect] if connect else []
+    run = ["--run-dir", str(folder), "--resume"]
+    return shlex.join(["headrace", "train", str(job_file), *run, *sets, *connected, *more])
+
+
 def note_asked_for(folder: RunFolder, job_file: Path, overrides: Sequence[str], connect: str | None) -> None:
     """The journal says how this attempt was begun."""
     folder.append_event(_ACTION, job=str(job_file.absolute()), overrides=list(overrides), connect=connect or "")
@@ -30,8 +40,4 @@ def resume_command(folder: Path, more: Sequence[str] = ()) -> str:
     job_file, overrides = Path(asked.get("job") or folder / "job.yaml"), asked.get("overrides", [])
     if not job_file.is_file():
         job_file, overrides = folder / "job.yaml", []  # it has the overrides already
-    connect = ["--connect", asked["connect"]] if asked.get("connect") else []
-    sets = [part for each in overrides for part in ("--set", each)]
-    return shlex.join(
-        ["headrace", "train", str(job_file), "--run-dir", str(folder), "--resume", *sets, *connect, *more]
-    )
+    return going_on_with(job_file, folder, overrides, asked.get("connect"), more)

@@ -40,7 +40,7 @@ from pipeline.errors import (
 )
 from pipeline.extras import TRAINER, WORKERS, require_extras
 from pipeline.factory import factory_place
-from pipeline.going_on import note_asked_for
+from pipeline.going_on import going_on_with, note_asked_for
 from pipeline.job import JobConfig, initial_workers
 from pipeline.run_end import note_failure, note_finished, note_stop
 from pipeline.run_folder import RunFolder
@@ -53,8 +53,6 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 5.0
 """Seconds between progress lines where there is no terminal. A log of a day then has 17,000 lines; chosen."""
-
-_BEFORE_FIRST_STEP = "stopped before its first step"
 
 
 def train(
@@ -107,7 +105,7 @@ def train(
             begun = begin_resumed(loaded, path, from_step=from_step, is_branch=branch, accept_changes=accept_changes)
         else:
             begun = begin_with_timeline(loaded, path, timeline) if timeline else begin_new(loaded, path)
-        go_on = shlex.join(["headrace", "train", str(job), "--run-dir", str(path), "--resume", *_again(set_, connect)])
+        go_on = going_on_with(job, path, set_ or [], connect)
         note_asked_for(begun.folder, job, set_ or [], connect)
         summary = _train_in_folder(begun.job, begun, connect, stop, signals, go_on, console)
     if summary is None:
@@ -140,16 +138,8 @@ def _train_in_folder(
             note_finished(folder, begun.start.head_step)  # this attempt's word, too
             return None
 
-        def is_resumable() -> bool:
-            return _is_resumable(folder, stop, _num_steps_done(begun))
-
-        def before_next_step() -> str:
-            return f"stopped by {stop.why} before its next step\n  to go on: {go_on}"
-
         def leave() -> int:
-            code, text = EXIT_INTERRUPTED, _BEFORE_FIRST_STEP
-            if is_resumable():
-                code, text = EXIT_STOPPED_RESUMABLE, before_next_step()
+            code, text = _end_interrupted(folder, stop, _num_steps_done(begun), go_on)
             print(f"headrace: {text}", file=sys.stderr, flush=True)
             return code
 
@@ -164,12 +154,12 @@ def _train_in_folder(
             if signals.is_over and not stop.is_requested:
                 print(f"headrace: interrupted after the run's end: {folder.path} has all of it", file=sys.stderr)
                 raise
-            if not is_resumable():
-                print(f"headrace: {_BEFORE_FIRST_STEP}", file=sys.stderr)
-                raise
-            if isinstance(error, StopNow) or not stop.has_begun:
-                raise Stopped(before_next_step()) from None
-            print(f"headrace: stopped; its record until now: {folder.path}\n  to go on: {go_on}", file=sys.stderr)
+            code, text = _end_interrupted(folder, stop, _num_steps_done(begun), go_on)
+            if code == EXIT_STOPPED_RESUMABLE and (isinstance(error, StopNow) or not stop.has_begun):
+                raise Stopped(text) from None
+            if code == EXIT_STOPPED_RESUMABLE:  # a second signal, in the middle of a step
+                text = f"stopped; its record until now: {folder.path}\n  to go on: {go_on}"
+            print(f"headrace: {text}", file=sys.stderr)
             raise
         except BaseException as error:
             if isinstance(error, HeadraceError) and error.exit_code in (EXIT_USER_INPUT, EXIT_PEER_UNREACHABLE):
@@ -179,18 +169,18 @@ def _train_in_folder(
             raise
 
 
-def _is_resumable(folder: RunFolder, stop: StopRequest, num_steps_done: int) -> bool:
-    """False where the folder of an interrupted run was removed, since it holds no step; else its journal has why."""
+def _end_interrupted(folder: RunFolder, stop: StopRequest, num_steps_done: int, go_on: str) -> tuple[int, str]:
+    """Removes the folder of a run without a step, or journals why it ended; exit code, and what to tell."""
     if stop.why != OPERATOR:  # who was promised a run to go on with finds one, also before its first step
         folder.discard_if_unused()
     if not folder.path.exists():
-        return False
+        return EXIT_INTERRUPTED, "stopped before its first step"
     note_stop(folder, stop.why, num_steps_done)
-    return True
+    return EXIT_STOPPED_RESUMABLE, f"stopped by {stop.why} before its next step\n  to go on: {go_on}"
 
 
 def _import_torch() -> None:
-    """No other command waits for it (1.5 s) or needs it."""
+    """Here, so that wrong input is told without waiting for it (1.5 s and more)."""
     import trainer.loop  # noqa: F401
 
 
@@ -281,11 +271,6 @@ def _workers_override(workers: str | None) -> list[str]:
         expected = "a number of worker processes from 0, or auto"
         raise ConfigError(Problem(file="command line", line=0, path="--workers", expected=expected, got=workers))
     return [f"workers={workers}"]
-
-
-def _again(set_: list[str] | None, connect: str | None) -> list[str]:
-    """The options that the command to go on with needs as well."""
-    return [*(part for each in set_ or [] for part in ("--set", each)), *(["--connect", connect] if connect else [])]
 
 
 def _bar(console: Console) -> Bar:
