@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from headrace.services import forked_stream
 from pipeline.contact import Contact
-from pipeline.forking import let_go_in_children
+from pipeline.forking import hold_no_more, let_go_in_children
 from pipeline.runtime_dir import RuntimeDir
 from pipeline.service_messages import AskStatus
 from pipeline.transport import Context, Dealer, Poller, Waker, check_endpoint
@@ -51,6 +51,7 @@ class StandingServices:
         if os.getpid() != self._owner_pid or self._ending:
             return
         self._ending = True
+        hold_no_more(self)
         self._waker.wake()
         self._watcher.join(timeout=END_TIMEOUT_S)
         self._waker.close()
