@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional
 
 from pipeline.job_clip import ClipSection
+from tests.health_fixtures import one_thread, seen
 from trainer.batch import Batch
 from trainer.health.detectors import HealthConfig
-from trainer.health.judge import Judge
 from trainer.health.layers import CallOrder
 from trainer.health.monitor import GradientHealth
 from trainer.health.observer import HealthObserver
@@ -23,28 +23,7 @@ from trainer.health.overhead import Pace
 from trainer.health.records import DeepStats, Severity, StepStats, VerdictEvent
 from trainer.step import Stepper
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[StepStats | DeepStats]:
-    """What the judge was given."""
-    kept: list[StepStats | DeepStats] = []
-    original = Judge.see
-
-    def see(self: Judge, stats: StepStats | DeepStats) -> list[VerdictEvent]:
-        kept.append(stats)
-        return original(self, stats)
-
-    monkeypatch.setattr(Judge, "see", see)
-    return kept
+__all__ = ["one_thread", "seen"]
 
 
 def mlp(seed: int = 0, num_hidden: int = 2) -> nn.Sequential:

@@ -6,7 +6,7 @@ import copy
 import gc
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,36 +17,15 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
+from tests.health_fixtures import one_thread, seen
 from trainer.health.detectors import HealthConfig
-from trainer.health.judge import Judge
 from trainer.health.measure_weights import adam_roots
 from trainer.health.monitor import GradientHealth
 from trainer.health.records import DeepStats, LayerStats, StepStats, VerdictEvent
 from trainer.health.rules_step import Progress, rate_text
 from trainer.norms import exact_norms, gradient_norms
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch) -> list[StepStats | DeepStats]:
-    """What the judge was given."""
-    kept: list[StepStats | DeepStats] = []
-    original = Judge.see
-
-    def see(self: Judge, stats: StepStats | DeepStats) -> list[VerdictEvent]:
-        kept.append(stats)
-        return original(self, stats)
-
-    monkeypatch.setattr(Judge, "see", see)
-    return kept
+__all__ = ["one_thread", "seen"]
 
 
 def mlp() -> nn.Sequential:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.config_job import Job
 from pipeline.json_lines import read_lines
 from pipeline.resume import choose_checkpoint
 from pipeline.run_folder import RunFolder
+from tests.health_fixtures import one_thread
 from tests.memory_streams import MemoryStreams, make_job, run
 from tests.unit.test_exporters import a_verdict
 from trainer import loop
@@ -32,14 +32,7 @@ from trainer.stopping import StopRequest
 from trainer.watch import open_watch
 from trainer.watch_text import end_text, line_text
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny tensors: more threads only wait for each other."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
+__all__ = ["one_thread"]
 
 
 def a_job(folder: Path, *, health: dict[str, Any] | None = None, **fields: Any) -> Job:

@@ -176,10 +176,9 @@ class GradientHealth:
                 probe.gradients(known, inputs, labels, scale)
             self._explain(current, inputs, sample_losses, is_bad=is_bad)
         if not self._is_told:
-            if current.is_judged:
-                for optimizer in self._optimizers:
-                    self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._will_step()))
-                    self._hooks.append(optimizer.register_step_post_hook(lambda one, *_: self._has_stepped(one)))
+            for optimizer in self._optimizers if current.is_judged else ():
+                self._hooks.append(optimizer.register_step_pre_hook(lambda *_: self._will_step()))
+                self._hooks.append(optimizer.register_step_post_hook(lambda one, *_: self._has_stepped(one)))
             self._attach(self._next_step)
         current.own_s += perf_counter() - start
         events, self._events = self._events, []
