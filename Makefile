@@ -27,7 +27,7 @@ test: install
 	$(BIN)/pytest -m 'not long' -n 4 --dist loadfile --no-loadscope-reorder tests
 
 test-long: install
-	$(BIN)/pytest -m 'long or not long'
+	TEST_SIZE=full $(BIN)/pytest -m 'long or not long'
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -90,9 +90,9 @@ def examine_job(path: Path, overrides: Sequence[str] = (), kept: KeptChain | Non
     Raises ConfigError only if the file is no YAML at all.
     """
     problems = ProblemList()
-    root = _read_file(path, problems)
+    root = read_file(path, problems)
     for argument in overrides:
-        root = _override(root, argument, problems)
+        root = overridden(root, argument, problems, "optimizer.lr=0.01")
     folder = path.resolve().parent
     config = read_job(root, folder, problems)
     digests: dict[str, str] = {}
@@ -135,14 +135,16 @@ def parse_chain(content: bytes, file: str) -> Chain:
     return chain
 
 
-def is_job_file(path: Path) -> bool:
-    """True for a job (a map with `sources` or `train`), False for a chain; a ConfigError if it can't be either."""
+def kind_of_file(path: Path) -> Literal["study", "job", "chain"]:
+    """What a file is, by the keys of its map: `axes` or `job`, `sources` or `train`; a ConfigError if it is none."""
     problems = ProblemList()
-    root = _read_file(path, problems)
-    if "sources" in root.items or "train" in root.items:
-        return True
+    root = read_file(path, problems)
+    if {"axes", "job"} & set(root.items):
+        return "study"
+    if {"sources", "train"} & set(root.items):
+        return "job"
     if isinstance(root.value, tuple) or "transform" in root.items:
-        return False
+        return "chain"
     problems.add(
         root,
         "",
@@ -188,12 +190,13 @@ def _parse_chain(content: bytes, file: str, problems: ProblemList) -> Chain | No
     return read_chain(root, "chain", problems, may_be_saved=True)
 
 
-def _override(root: Located, argument: str, problems: ProblemList) -> Located:
+def overridden(root: Located, argument: str, problems: ProblemList, example: str) -> Located:
+    """The tree with one `--set PATH=VALUE` applied, VALUE being YAML; as it was if that is wrong. `example`: of one."""
     place = f"--set {argument}"
     dotted, equals, text = argument.partition("=")
     try:
         if not equals or not dotted:
-            raise _refused(place, 0, expected="PATH=VALUE, as in optimizer.lr=0.01", got=repr(argument))
+            raise _refused(place, 0, expected=f"PATH=VALUE, as in {example}", got=repr(argument))
         value = parse_yaml(text.encode("utf-8", "surrogateescape"), place, problems, has_lines=False)
     except ConfigError as error:
         problems.take(error)
@@ -201,7 +204,8 @@ def _override(root: Located, argument: str, problems: ProblemList) -> Located:
     return override(root, dotted, value, problems)
 
 
-def _read_file(path: Path, problems: ProblemList) -> Located:
+def read_file(path: Path, problems: ProblemList) -> Located:
+    """As `parse_yaml`, of a file; a ConfigError if there is none, with the name in its folder that is nearest."""
     return parse_yaml(_content(path), str(path), problems)
 
 

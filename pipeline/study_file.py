@@ -17,9 +17,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from pipeline.config import MAX_FILE_NBYTES, load_job, parse_yaml
-from pipeline.config_job import Job, override
-from pipeline.errors import ConfigError, Problem
+from pipeline.config import load_job, overridden, read_file
+from pipeline.config_job import Job
+from pipeline.errors import ConfigError
 from pipeline.located import Located, ProblemList, describe, nearest
 from pipeline.section import Section
 from pipeline.study import Cell, ClaimSection, Setting, StudyConfig, changes_stream
@@ -43,14 +43,6 @@ class Study:
         return load_job(self.job_path, _as_overrides({**self.config.changes(cell), "seed": seed, **more}))
 
 
-def is_study_file(path: Path) -> bool:
-    """True for a map with `axes`, or with a `job`; False for every other YAML, and for what is none."""
-    try:
-        return bool({"axes", "job"} & set(_read(path, ProblemList()).items))
-    except ConfigError:
-        return False
-
-
 def load_study(path: Path, overrides: Sequence[str] = (), check_stream: CheckJob = load_job) -> Study:
     """A checked study, or a ConfigError with every problem of it and of the jobs that its settings make.
 
@@ -58,9 +50,9 @@ def load_study(path: Path, overrides: Sequence[str] = (), check_stream: CheckJob
     what is written only, and `headrace check` further.
     """
     problems = ProblemList()
-    root = _read(path, problems)
+    root = read_file(path, problems)
     for argument in overrides:
-        root = _overridden(root, argument, problems)
+        root = overridden(root, argument, problems, "steps=100")
     config = _checked(root, problems)
     if problems.problems or config is None:
         raise ConfigError(problems.in_order())
@@ -69,33 +61,6 @@ def load_study(path: Path, overrides: Sequence[str] = (), check_stream: CheckJob
     if problems.problems:
         raise ConfigError(problems.in_order())
     return study
-
-
-def _read(path: Path, problems: ProblemList) -> Located:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_FILE_NBYTES + 1)
-    except OSError as error:
-        siblings = [sibling.name for sibling in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        got, way_out = error.strerror or type(error).__name__, nearest(path.name, siblings)
-        problem = Problem(file=str(path), line=0, path="", expected="a readable file", got=got, way_out=way_out)
-        raise ConfigError(problem) from error
-    return parse_yaml(content, str(path), problems)
-
-
-def _overridden(root: Located, argument: str, problems: ProblemList) -> Located:
-    place = f"--set {argument}"
-    dotted, equals, text = argument.partition("=")
-    if not equals or not dotted:
-        expected = "PATH=VALUE, as in steps=100"
-        problems.take(ConfigError(Problem(file=place, line=0, path="", expected=expected, got=repr(argument))))
-        return root
-    try:
-        value = parse_yaml(text.encode("utf-8", "surrogateescape"), place, problems, has_lines=False)
-    except ConfigError as error:
-        problems.take(error)
-        return root
-    return override(root, dotted, value, problems)
 
 
 def _checked(root: Located, problems: ProblemList) -> StudyConfig | None:

@@ -9,12 +9,16 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.sizes import cases
+
 # The suite starts hundreds of processes. Where Python is told to write no bytecode, as in many containers, each would
 # compile our 290 files again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A deadline is an absolute time, and so is what hypothesis calls slow: they say more of the machine than of the code.
-settings.register_profile("headrace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "headrace", max_examples=cases(100), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("headrace")
 
 

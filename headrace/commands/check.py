@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.config import examine_job, examined_job, is_job_file, load_chain
+from pipeline.config import examine_job, examined_job, kind_of_file, load_chain
 from pipeline.config_job import Job
 from pipeline.config_recipes import JobRecipes
 from pipeline.errors import EXIT_USER_INPUT, ConfigError, Problem
@@ -27,7 +27,7 @@ from pipeline.factory import load_factory
 from pipeline.plan import Role, first_entries, open_job_source, require_equal_classes, section_of
 from pipeline.recipe import Recipe
 from pipeline.sources import Source
-from pipeline.study_file import is_study_file, load_study
+from pipeline.study_file import load_study
 from pipeline.user_code import load_module, plugin_name, source_digest
 from trainer.trainable import chain_problems, class_problems, setting_problems
 
@@ -66,9 +66,13 @@ def check(
 
 def _check_one(file: Path, plugins: list[str], *, is_trained: bool = True) -> str:
     """What the file is, with its recipes' digests; a ConfigError with every problem if it is wrong."""
-    if is_study_file(file):
-        return _check_study(file)
-    return _check_job(file, is_trained=is_trained) if is_job_file(file) else _check_chain(file, plugins)
+    match kind_of_file(file):
+        case "study":
+            return _check_study(file)
+        case "job":
+            return _check_job(file, is_trained=is_trained)
+        case "chain":
+            return _check_chain(file, plugins)
 
 
 def _check_chain(file: Path, plugins: list[str]) -> str:

@@ -41,6 +41,7 @@ def test_no_healthy_training_alarms_and_every_fault_is_named_and_cleared(home: H
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_calibration_that_is_stopped_leaves_nothing(home: Home, tmp_path: Path) -> None:
     """A training is a process, and its stream has services: none of them outlives the command, and none is begun."""
     with Headrace("calibrate", JOB, "--processes", "1", folder=tmp_path, environment=home.environment) as command:

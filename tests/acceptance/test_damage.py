@@ -144,9 +144,19 @@ def flip(path: Path, place: float) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "damage", [delete, truncate, flip_in_the_middle, flip_near_the_end], ids=lambda each: each.__name__
+each_damage = pytest.mark.parametrize(
+    "damage",
+    [
+        delete,
+        pytest.param(truncate, marks=pytest.mark.long),
+        flip_in_the_middle,
+        pytest.param(flip_near_the_end, marks=pytest.mark.long),
+    ],
+    ids=lambda each: each.__name__,
 )
+
+
+@each_damage
 def test_damage_to_any_one_file_is_an_exact_resume_or_a_clear_refusal(
     damage: Callable[[Path], None], job: Path, killed: Path, home: Home, tmp_path: Path
 ) -> None:
@@ -210,9 +220,7 @@ def swapped(job: Path, killed: Path) -> tuple[Path, Path]:
     return run_dir, Path("chains") / f"{live.entries[0].recipe}.yaml"
 
 
-@pytest.mark.parametrize(
-    "damage", [delete, truncate, flip_in_the_middle, flip_near_the_end], ids=lambda each: each.__name__
-)
+@each_damage
 def test_damage_to_the_chain_of_a_live_swap_is_an_exact_resume_or_a_refusal_that_changes_nothing(
     damage: Callable[[Path], None], job: Path, swapped: tuple[Path, Path], tmp_path: Path
 ) -> None:

@@ -22,8 +22,8 @@ dataclass that is being made."""
 STOPPED = 4
 """Once a step is done, a stop is a checkpoint and an exit code that says so."""
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
-QUICKLY_STOPPING = (signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long), signal.SIGKILL)
-"""The smoke: SIGTERM and SIGINT take the same way."""
+QUICKLY_STOPPING = (*(pytest.param(each, marks=pytest.mark.long) for each in STOPPING[:2]), signal.SIGKILL)
+"""The smoke: other tests of it stop by SIGINT and by SIGTERM."""
 START_UP_S = 4.0
 """About what it takes to the first batch; a moment below falls into start-up, one above into training."""
 
@@ -131,6 +131,7 @@ def test_after_a_kill_of_everything_the_next_start_cleans_up(home: Home, tmp_pat
     home.assert_empty_soon()
 
 
+@pytest.mark.long
 def test_a_job_that_ends_by_itself_says_nothing_on_stderr_and_leaves_nothing(home: Home, tmp_path: Path) -> None:
     """A warning at exit, of a thread or a socket, would be one too many."""
     job = small_job(tmp_path, epochs=1)

@@ -70,6 +70,7 @@ def digests(job: Path, num_workers: int) -> list[str]:
     return [line.split()[-1] for line in ended.out.splitlines()]
 
 
+@pytest.mark.long
 def test_without_workers_a_command_makes_the_bytes_of_workers(job: Path, expected: list[str]) -> None:
     """Law 1. A batch that is looked at in a debugger must be the one that the run of last night was trained on."""
     assert digests(job, 0) == expected

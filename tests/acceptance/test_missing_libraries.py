@@ -10,7 +10,11 @@ from tests.home import Home, small_job
 from tests.processes import ROOT, run_headrace
 
 
-@pytest.mark.parametrize("command", [("check",), ("train", "--workers", "2", "--run-dir", "run")], ids=lambda it: it[0])
+@pytest.mark.parametrize(
+    "command",
+    [("check",), pytest.param(("train", "--workers", "2", "--run-dir", "run"), marks=pytest.mark.long)],
+    ids=lambda it: it[0],
+)
 def test_workers_that_can_not_be_imported_are_told_with_the_way_out(command: tuple[str, ...], tmp_path: Path) -> None:
     """Not after `stall_timeout_s`, and not as a worker that `ended with exit code 1`."""
     stub = tmp_path / "broken/albumentations/__init__.py"

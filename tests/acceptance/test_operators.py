@@ -189,6 +189,7 @@ def test_an_edit_of_the_chain_file_is_taken_up_and_the_last_of_many_wins(run: Ru
     assert run.recipes(now, now + 20) == {last}
 
 
+@pytest.mark.long
 def test_stop_ends_a_run_resumably_and_its_status_is_read_from_its_files(run: Run) -> None:
     asked = run.operate("stop")
     assert asked.code == 0, asked.err

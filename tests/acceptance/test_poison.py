@@ -146,12 +146,13 @@ def test_a_transform_that_crashes_on_one_sample_is_named_with_that_sample(tmp_pa
     assert len(digests(run_dir)) == NUM_SAMPLES // 8
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("how", "num_workers", "why"),
     [
         ("torn, its substitute unreadable", 0, "disk error"),
-        pytest.param("torn, its substitute unreadable", 1, "disk error", marks=pytest.mark.long),
-        pytest.param("torn, its substitute deadly", 2, "killed by SIGSEGV", marks=pytest.mark.long),
+        ("torn, its substitute unreadable", 1, "disk error"),
+        ("torn, its substitute deadly", 2, "killed by SIGSEGV"),
     ],
 )
 def test_a_bad_sample_and_its_substitute_that_is_lost_are_each_named_with_their_own_fault(

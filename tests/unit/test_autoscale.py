@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.autoscale import WAITS, Autoscale, Load
+from tests.sizes import cases
 
 TICK_S = 1.0
 START_S = 0.3
@@ -35,7 +37,7 @@ class Shop:
         self.coin = random.Random(0)
         self.now_s = 0.0
         self.delivered = 0.0
-        self.waited: list[float] = []
+        self.waited: deque[float] = deque(maxlen=10)
         self.running = self.size
         self.changed_s = 0.0
         self.sizes: list[tuple[float, int]] = [(0.0, self.size)]
@@ -51,7 +53,7 @@ class Shop:
                 self.running = self.size
             wobble = 1.0 + self.noise * self.coin.uniform(-1.0, 1.0)
             self.delivered += self.rate * wobble * TICK_S
-            self.waited = [*self.waited, 1.0 - min(1.0, self.rate * wobble / self.demand)][-10:]
+            self.waited.append(1.0 - min(1.0, self.rate * wobble / self.demand))
             makes = min(1.0, self.cores / self.running)
             busy = min(self.running, round(self.rate / makes + self.coin.uniform(-0.5, 0.5)))
             load = Load(
@@ -69,18 +71,17 @@ class Shop:
         return sum(at_s > since_s for at_s, _ in self.sizes)
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(demand=st.floats(0.3, 50.0), size=st.integers(1, 64), noise=st.sampled_from([0.0, 0.03]))
 def test_it_settles_where_the_trainer_does_not_wait_and_stays_there(demand: float, size: int, noise: float) -> None:
-    """From any size. Later it may still give one back, where a measurement was at the edge; it never turns round."""
+    """From any size. Later it may still take or give back some, where a measurement was at the edge; never both."""
     shop = Shop(demand=demand, size=size, noise=noise)
     shop.run(1500.0)
     settled = shop.size
     assert shop.rate >= demand * (1.0 - WAITS - noise)
     shop.run(2400.0)
-    later = [size for at_s, size in shop.sizes if at_s > 1500.0]
-    assert later == sorted(later, reverse=True), "up and down again"
-    assert all(size < settled for size in later)
+    sizes = [settled, *(size for at_s, size in shop.sizes if at_s > 1500.0)]
+    assert sizes in (sorted(sizes), sorted(sizes, reverse=True)), "up and down again"
     assert shop.rate >= demand * (1.0 - WAITS - noise)
     if not noise:
         assert shop.size <= demand / 0.75 + 3

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.sizes import cases
 from trainer.buffers import BufferPool
 
 SHAPE = (4, 8, 8, 24)
@@ -52,7 +53,7 @@ def test_memory_that_anything_looks_into_is_not_used_again(keep: Callable[[torch
     del kept
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.sampled_from([1, 2, 5])), max_size=60))
 def test_tensors_that_live_never_share_memory(steps: list[tuple[bool, int, int]]) -> None:
     """Any order of taking and dropping, sizes that grow and shrink; every tensor keeps what was written to it."""

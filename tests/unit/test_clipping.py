@@ -16,6 +16,7 @@ from torch import nn
 from pipeline.config import load_job
 from pipeline.errors import ConfigError
 from pipeline.job_clip import ClipSection
+from tests.sizes import cases
 from trainer.clipping import Clipped, Clipper, head_of
 from trainer.norms import exact_norms, global_norm, gradient_norms, lost_below, made_exact, needs_exact
 
@@ -66,7 +67,7 @@ def section(**fields: Any) -> ClipSection:
 # --- norms ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(gradients=far_gradient_lists)
 def test_every_norm_is_the_float64_norm_also_where_float32_squares_overflow_or_vanish(
     gradients: list[torch.Tensor],
@@ -107,7 +108,7 @@ def test_gradients_of_other_precisions_are_measured_in_float32_or_more() -> None
 # --- norm, value, none ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(gradients=far_gradient_lists, threshold=st.floats(2.0**-10, 2.0**10))
 def test_clipping_by_norm_keeps_the_direction_and_bounds_the_norm(
     gradients: list[torch.Tensor], threshold: float
@@ -123,7 +124,7 @@ def test_clipping_by_norm_keeps_the_direction_and_bounds_the_norm(
         torch.testing.assert_close(gradient.double(), old.double() * factor, rtol=1e-5, atol=1e-30)
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(gradients=gradient_lists, threshold=st.floats(2.0**-10, 2.0**100, width=32))
 def test_clipping_by_value_moves_only_what_is_over(gradients: list[torch.Tensor], threshold: float) -> None:
     model = Holder(gradients)
@@ -295,7 +296,7 @@ def test_auto_clips_to_the_percentile_of_the_norms_before() -> None:
     assert model.p0.grad.tolist() == pytest.approx([0.0, 2.8, 0.0, 0.0])
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(sizes=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=15), cut=st.integers(0, 15))
 def test_a_clipper_resumed_from_its_state_clips_the_same(sizes: list[float], cut: int) -> None:
     clips = section(**AUTO, groups=[{"parameters": ["0.*"], **AUTO}, {"parameters": ["1.*"], "kind": "norm"}])

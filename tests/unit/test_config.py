@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.config import dump_chain, dump_job, is_job_file, load_chain, load_job, parse_yaml
+from pipeline.config import dump_chain, dump_job, kind_of_file, load_chain, load_job, parse_yaml
 from pipeline.errors import ConfigError, Problem
 from pipeline.job import initial_workers, worker_bounds
 from pipeline.located import Located, ProblemList
 from pipeline.recipe import Chain, ChainNode, Decode, Recipe
+from tests.sizes import cases
 
 JOB = """\
 sources:
@@ -311,14 +312,15 @@ def test_eval_is_required_where_samples_are_held_out(tmp_path: Path, sources: st
         assert load_job(job).eval is None
 
 
-def test_a_file_is_a_job_or_a_chain_or_neither(tmp_path: Path) -> None:
+def test_a_file_is_a_study_a_job_or_a_chain_or_none_of_them(tmp_path: Path) -> None:
     file = tmp_path / "f.yaml"
-    for text, is_job in (("train: 1", True), ("- A", False), ("transform: {}", False)):
+    kinds = {"train: 1": "job", "- A": "chain", "transform: {}": "chain", "job: job.yaml\naxess: {}": "study"}
+    for text, kind in kinds.items():
         file.write_text(text)
-        assert is_job_file(file) is is_job
+        assert kind_of_file(file) == kind
     file.write_text("transforms: []")
     with pytest.raises(ConfigError, match="did you mean transform"):
-        is_job_file(file)
+        kind_of_file(file)
 
 
 def test_a_saved_chain_and_its_list_have_equal_nodes(tmp_path: Path) -> None:
@@ -389,7 +391,7 @@ def digest_of(text: str, folder: Path) -> str:
     return Recipe(chain=load_chain(folder / "chain.yaml")).digest
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(chain=st.lists(nodes, max_size=3).map(tuple), seed=st.integers(0, 9))
 def test_comments_key_order_and_formatting_do_not_change_a_digest(
     tmp_path_factory: pytest.TempPathFactory, chain: tuple[ChainNode, ...], seed: int
@@ -401,7 +403,7 @@ def test_comments_key_order_and_formatting_do_not_change_a_digest(
     assert first == again == dumped
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(node=leaves, key=texts, before=values, after=values)
 def test_any_parameter_changes_a_digest(node: ChainNode, key: str, before: Any, after: Any) -> None:
     def digest(value: Any) -> str:

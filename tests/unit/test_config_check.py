@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from headrace.commands.check import check
 from pipeline.config import load_chain, load_job
 from pipeline.errors import ConfigError, Problem
+from tests.sizes import cases
 
 app = typer.Typer()
 app.command()(check)
@@ -187,7 +188,7 @@ def test_plugins_are_named_in_the_job_or_on_the_command_line(tmp_path: Path) -> 
     assert run(job, chain, "--plugins", plugin)[0] == 0
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=cases(300), suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "replace"))
        | st.text("-:[]{}&*!|>'\"%@`#,?. \n\tab1", max_size=40).map(str.encode))  # fmt: skip
 def test_any_bytes_are_a_chain_or_a_located_refusal(tmp_path: Path, content: bytes) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.errors import SampleError
 from pipeline.recipe import Decode
 from tests.images import encoded, rotated
+from tests.sizes import cases
 from workers.decode import JpegRows, decode, opened
 from workers.image_header import read_header
 
@@ -66,7 +67,7 @@ def test_fewer_rows_are_really_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decoded == [18, 60, 61, 61]
 
 
-@settings(max_examples=150)
+@settings(max_examples=cases(150))
 @given(st.data())
 def test_damage_changes_the_first_rows_as_it_changes_the_whole(data: st.DataObject) -> None:
     """The decoder goes through the data from the front, so what it makes of it doesn't depend on where it stops."""

@@ -19,6 +19,7 @@ from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Recipe
 from pipeline.service_messages import AskScale, AskStatus, AskStop, AskSwap, PoolBeat
 from pipeline.timeline import TimelineEntry
 from pipeline.wire import MAX_SLICE_SAMPLES, encode_message
+from tests.sizes import cases
 
 RECIPE = Recipe(chain=Chain(file="chain.yaml", nodes=()))
 OTHER = Recipe(chain=Chain(file="other.yaml", nodes=(ChainNode(name="HorizontalFlip"),)))
@@ -459,7 +460,7 @@ SAID = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=400)
+@settings(max_examples=cases(400))
 @given(said=st.lists(st.tuples(NAMES, SAID | st.binary(max_size=20), st.integers(0, 8)), max_size=40))
 def test_no_conversation_ends_the_dispatcher(said: list[tuple[str, m.AnyMessage | bytes, int]]) -> None:
     """Any messages of any peers in any order, garbage among them: no exception, and leases lie inside the stream."""

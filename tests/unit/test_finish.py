@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.recipe import Finish
+from tests.sizes import cases
 from trainer import finish as finish_module
 from trainer.finish import Finisher
 
@@ -26,7 +27,7 @@ def random_images(shape_NHWC: tuple[int, ...], dtype: str, seed: int = 0) -> np.
     return generator.integers(0, np.iinfo(dtype).max, shape_NHWC, dtype=dtype, endpoint=True)
 
 
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 @given(
     num_images=st.integers(1, 5),
     height=st.integers(1, 17),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.job_model import ACTIVATION_PARAMETERS, ActivationSection
+from tests.sizes import cases
 from trainer.activations import ACTIVATIONS, make_activation
 from trainer.gains import FORMULAS, gains, gains_of
 
@@ -68,7 +69,7 @@ def test_the_parameters_under_test_are_those_of_a_job():
 
 
 @given(st.data())
-@settings(max_examples=60)
+@settings(max_examples=cases(60))
 def test_formulas_and_slopes_are_those_of_torchs_modules(data):
     """The table's f and f' against torch's forward and autograd, at any point and for any parameter."""
     name = data.draw(st.sampled_from(list(ACTIVATIONS)))

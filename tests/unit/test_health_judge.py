@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
+from tests.sizes import cases
 from trainer.health.detectors import DETECTORS, HealthConfig
 from trainer.health.fixes import FIXES
 from trainer.health.judge import MAX_RESOLVED, Judge
@@ -117,7 +118,7 @@ def histories(draw: st.DrawFn) -> list[StepStats | DeepStats]:
     return history
 
 
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(histories(), st.integers(0, 120))
 def test_a_history_cut_anywhere_and_restored_ends_in_the_same_verdicts(
     history: list[StepStats | DeepStats], cut: int
@@ -133,7 +134,7 @@ def test_a_history_cut_anywhere_and_restored_ends_in_the_same_verdicts(
     assert [repr(event) for event in events] == [repr(event) for event in before + after]
 
 
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(histories())
 def test_non_finite_steps_leave_no_trace_in_statistics(history: list[StepStats | DeepStats]) -> None:
     """One NaN permanently breaks the published adaptive clippers; here the state holds finite numbers only."""
@@ -450,7 +451,7 @@ def test_a_verdict_goes_to_json_and_back() -> None:
     assert verdict == Verdict.from_dict(json.loads(json.dumps(verdict.to_dict(), allow_nan=False)))
 
 
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(histories())
 def test_a_step_that_is_noted_leaves_what_one_that_is_seen_leaves(history: list[StepStats | DeepStats]) -> None:
     """So it doesn't matter to verdicts in which steps parameters are measured: only what is cheap was left out."""

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
 from tests.law_cores import CoreSystem, recipe
 from tests.laws import Faults
+from tests.sizes import cases
 
 RATES = st.fixed_dictionaries(
     {
@@ -50,7 +51,7 @@ def timeline(num_samples: int, batch_size: int, last_batch: LastBatch) -> Timeli
     return Timeline([first, second], last_batch=last_batch, **size)
 
 
-@settings(max_examples=30)
+@settings(max_examples=cases(30))
 @given(
     seed=st.integers(0, 2**32),
     num_samples=st.integers(1, 50),

@@ -35,6 +35,7 @@ from pipeline.leases import Leases
 from pipeline.messages import Lost
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
 from tests.laws import Faults, LossySystem
+from tests.sizes import cases
 
 
 def timeline(num_samples: int = 64, batch_size: int = 8, epochs: int = 1, last_batch: LastBatch = "drop") -> Timeline:
@@ -87,7 +88,7 @@ LINKS = {
 }
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(
     **LINKS,
     drop=st.sampled_from([0.0, 0.05, 0.3]),
@@ -129,7 +130,7 @@ def test_each_position_is_placed_once_over_a_link_that_loses_repeats_and_reorder
     assert unreadable <= set(used)
 
 
-@settings(max_examples=80)
+@settings(max_examples=cases(80))
 @given(
     **LINKS,
     drop=st.sampled_from([0.0, 0.05, 0.3]),

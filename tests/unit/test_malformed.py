@@ -94,7 +94,8 @@ Mutant = tuple[str, bytes]
 
 
 def as_yaml(tree: Any) -> bytes:
-    text: str = yaml.safe_dump(tree, sort_keys=False)
+    # Each worker of pytest writes all the mutants to know their names: in C where PyYAML has it.
+    text: str = yaml.dump(tree, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
     return text.encode()
 
 
@@ -213,8 +214,10 @@ MUTANTS: list[Mutant] = [
 ]
 
 
-@pytest.fixture(name="folder")
-def _folder(tmp_path: Path) -> Path:
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the files refer to; a mutant takes the place of the one before it."""
+    tmp_path = tmp_path_factory.mktemp("mutants")
     (tmp_path / "mine.py").write_text(SOURCE)
     for digit in range(10):  # the classes of `digits`; a check indexes files and decodes none
         (tmp_path / "data" / "train" / str(digit)).mkdir(parents=True)

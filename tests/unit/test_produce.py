@@ -19,6 +19,7 @@ from pipeline.recipe import BatchSpec, Chain, ChainNode, Decode, Recipe
 from pipeline.slice_header import QUARANTINED, SliceHeader
 from pipeline.sources.protocol import RawSample
 from pipeline.timeline import TimelineEntry
+from tests.sizes import cases
 from workers import produce as produce_module
 from workers.chain import CompiledChain, compile_chain
 from workers.produce import (
@@ -98,7 +99,7 @@ EPOCH = make(0, NUM_SAMPLES)
 IDS = EPOCH[0].sample_ids
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(cuts=st.lists(st.integers(1, 3 * NUM_SAMPLES - 1), max_size=12), history=st.integers(0, 30))
 def test_however_a_range_is_cut_its_samples_are_the_same(cuts: list[int], history: int) -> None:
     """Law 1: neighbours, slice size, epoch edges and what was made before change no byte."""

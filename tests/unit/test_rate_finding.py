@@ -13,6 +13,7 @@ from headrace.rate_samples import described
 from pipeline.errors import ConfigError
 from pipeline.recipe import BatchSpec, Finish
 from tests.memory_streams import NUM_CLASSES, SPEC, make_job
+from tests.sizes import cases
 from trainer.rate_finding import (
     Marks,
     Smoother,
@@ -333,7 +334,7 @@ def test_a_model_that_begins_by_lsuv_is_shown_its_samples(tmp_path, monkeypatch)
     assert all(layer.std_after == pytest.approx(1.0, abs=0.1) for layers in scaled for layer in layers)
 
 
-@settings(max_examples=25)
+@settings(max_examples=cases(25))
 @given(num_rows=st.integers(1, 40), batch_size=st.integers(1, 40))
 def test_batches_are_the_rows_in_their_order(num_rows, batch_size):
     """One pass has each row once; an endless one has full batches only, over and over."""

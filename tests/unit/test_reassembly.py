@@ -15,6 +15,7 @@ from pipeline.slice_header import SliceHeader
 from pipeline.swaps import swap_by_command
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry, slices_of
 from tests.laws import header_of
+from tests.sizes import cases
 
 NUM_SAMPLES = 22
 
@@ -87,7 +88,7 @@ def test_a_slice_that_was_taken_does_not_come_back() -> None:
     assert reassembly.place(header(0, 4)) == Dropped("outside_window")
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(
     seed=st.integers(0, 2**32),
     last_batch=st.sampled_from(["drop", "keep", "wrap"]),
@@ -124,7 +125,7 @@ def test_every_batch_is_taken_once_in_order_and_the_bitmap_tells_what_is_here(
     assert reassembly.arrived() == b""
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(seed=st.integers(0, 2**32), window=st.integers(1, 6), taken=st.integers(0, 2))
 def test_a_change_of_the_timeline_leaves_what_has_arrived_and_recuts_the_rest(
     seed: int, window: int, taken: int

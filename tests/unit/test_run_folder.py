@@ -23,6 +23,7 @@ from pipeline.recipe import Chain, ChainNode, Recipe
 from pipeline.run_folder import RunFolder
 from pipeline.run_history import read_changes
 from pipeline.timeline import TimelineChange, TimelineEntry
+from tests.sizes import cases
 
 plain_values = st.recursive(
     st.none()
@@ -45,7 +46,7 @@ def append_all(path, records, attempt=1):
     lines.close()
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(records=record_lists)
 def test_what_was_appended_is_read_back(records, tmp_path_factory):
     path = tmp_path_factory.mktemp("lines") / "some.jsonl"
@@ -53,7 +54,7 @@ def test_what_was_appended_is_read_back(records, tmp_path_factory):
     assert read_lines(path) == [{"attempt": 3, **record} for record in records]
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(records=record_lists, tail=st.binary(max_size=40), data=st.data())
 def test_a_file_cut_anywhere_reads_as_the_lines_that_are_whole_and_goes_on_from_there(
     records, tail, data, tmp_path_factory

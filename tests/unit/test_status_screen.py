@@ -24,6 +24,7 @@ from pipeline.messages import StreamBeat
 from pipeline.service_messages import PoolStatus, Status, StreamReport, StreamStatus, WorkerStatus
 from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
 from pipeline.wire import encode_message
+from tests.sizes import cases
 from trainer.report_rates import Rates
 
 MAX_LINES = 36
@@ -195,7 +196,7 @@ def test_a_stream_without_a_report_and_a_silent_trainer_are_named() -> None:
 texts = st.text(max_size=200)
 
 
-@settings(max_examples=50)
+@settings(max_examples=cases(50))
 @given(
     num_workers=st.integers(0, 300),
     num_pools=st.integers(0, 20),

@@ -17,6 +17,7 @@ from torch.optim import SGD, Optimizer
 
 from pipeline.job import OptimizerSection
 from pipeline.job_clip import ClipSection
+from tests.sizes import cases
 from trainer.batch import Batch
 from trainer.optimizers import build_optimizer
 from trainer.step import Measured, Stepper, StepResult
@@ -99,7 +100,7 @@ def are_equal(tensors: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
 # --- micro-batches ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40)
+@settings(max_examples=cases(40))
 @given(num_samples=st.integers(1, 13), accumulate=st.integers(1, 16), has_scale=st.booleans())
 def test_a_step_in_micro_batches_is_the_step_of_the_whole_batch(
     num_samples: int, accumulate: int, has_scale: bool
@@ -377,7 +378,7 @@ def test_a_skipped_step_is_shown_too() -> None:
 # --- what is remembered -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
+@settings(max_examples=cases(15))
 @given(cut=st.integers(0, 15))
 def test_a_stepper_resumed_from_its_state_takes_the_same_steps(cut: int) -> None:
     """Clip window and loss scale: the scale is falling in the first steps, and with it which of them are skipped."""

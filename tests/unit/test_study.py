@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.study_file import Study, is_study_file, load_study
+from pipeline.study_file import Study, load_study
 from pipeline.study_formula import FormulaError, formula_value
 
 TUTORIAL = Path(__file__).resolve().parents[2] / "configs/studies/tutorial.yaml"
@@ -117,14 +117,6 @@ def test_overrides_change_the_study(tmp_path: Path) -> None:
     assert (config.steps, config.seeds, config.num_cells, config.measured_steps) == (12, (4,), 3, (0, 6, 11))
     assert [("stepz", "a known key")] == [(path, say) for _, path, say, _ in problems(tmp_path, STUDY, "stepz=3")]
     assert "PATH=VALUE" in problems(tmp_path, STUDY, "steps")[0][2]
-
-
-def test_studies_are_told_from_jobs(tmp_path: Path) -> None:
-    assert is_study_file(written(tmp_path))
-    (tmp_path / "misspelled.yaml").write_text("job: job.yaml\naxess: {}\n")
-    assert is_study_file(tmp_path / "misspelled.yaml")
-    assert not is_study_file(tmp_path / "job.yaml")
-    assert not is_study_file(tmp_path / "absent.yaml")
 
 
 def test_a_job_in_place_of_a_study_is_one_problem(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, Problem, RemoteProtocolError, RunFailed
 from pipeline.recipe import BatchSpec, Chain, ChainNode, FieldSpec, Finish, Recipe
 from pipeline.timeline import Timeline, TimelineChange, TimelineEntry
 from tests.memory_streams import make_job
+from tests.sizes import cases
 from trainer.course import Course, require_sound
 from trainer.likeness import ANY_SHAPE, ANY_SIZE, MODEL_SHAPE, ONE_SHAPE, Likeness, likeness_of
 from trainer.swapping import MAX_ANSWERS, Outcome, Swapping, Wish
@@ -351,7 +352,7 @@ def test_a_swap_past_the_end_is_refused() -> None:
     assert world.written == []
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(data=st.data(), free_from_step=st.integers(0, 20))
 def test_whatever_is_wished_for_no_boundary_moves_below_what_was_taken(
     data: st.DataObject, free_from_step: int

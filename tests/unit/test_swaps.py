@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.swaps import previous_recipe, schedule, swap_by_command, swap_by_edit
 from pipeline.timeline import LastBatch, Timeline, TimelineEntry
+from tests.sizes import cases
 
 LAST_BATCHES: tuple[LastBatch, ...] = ("drop", "keep", "wrap")
 FILES = ("a.yaml", "b.yaml", "c.yaml")
@@ -51,7 +52,7 @@ def recipes(timeline: Timeline) -> list[str]:
     return [timeline.batch(step).recipe for step in range(timeline.num_steps)]
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(timeline=timelines(), data=st.data())
 def test_a_swap_by_command_holds_until_the_next_entry_and_cuts_nothing_anew(timeline: Timeline, data: Any) -> None:
     """A batch's positions are the same before and after, or resume would not be exact."""
@@ -69,7 +70,7 @@ def test_a_swap_by_command_holds_until_the_next_entry_and_cuts_nothing_anew(time
     assert [entry for entry in changed.entries if entry.step < step] == [e for e in timeline.entries if e.step < step]
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(timeline=timelines(), file=st.sampled_from(FILES), data=st.data())
 def test_an_edit_replaces_its_file_wherever_it_stands_from_the_boundary_on(
     timeline: Timeline, file: str, data: Any
@@ -93,7 +94,7 @@ def test_an_edit_replaces_its_file_wherever_it_stands_from_the_boundary_on(
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(timeline=timelines(), data=st.data())
 def test_going_back_twice_comes_back(timeline: Timeline, data: Any) -> None:
     """The recipe before the present one, then the one before that: which is where it began."""
@@ -136,7 +137,7 @@ def test_a_swap_to_what_is_there_already_changes_nothing() -> None:
     assert swap_by_edit(timeline, 3, "new", "b.yaml", "edit") is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=cases(300))
 @given(
     batch_size=st.integers(1, 50),
     num_samples=st.integers(1, 30),

@@ -12,6 +12,7 @@ from torch import nn
 
 from pipeline.errors import RunFailed
 from pipeline.job import ClipSection, OptimizerSection, ScheduleSection
+from tests.sizes import cases
 from trainer.batch import Batch
 from trainer.evaluation import evaluate
 from trainer.optimizers import build_optimizer
@@ -231,7 +232,7 @@ def test_a_schedule_resumed_from_its_state_gives_the_same_rates(losses, cut):
 # --- evaluation -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=20)
+@settings(max_examples=cases(20))
 @given(cuts=st.lists(st.integers(1, 19), max_size=5, unique=True))
 def test_an_evaluation_does_not_depend_on_how_samples_are_cut_into_batches(cuts):
     whole = random_batch(num_samples=20)

@@ -22,6 +22,7 @@ from pipeline.messages import AnyMessage, StreamBeat
 from pipeline.recipe import ChainNode, FieldSpec
 from pipeline.slice_header import SliceHeader
 from pipeline.wire import DTYPES, decode_header, decode_message, encode_message, encode_slice
+from tests.sizes import cases
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wire.json"
 MESSAGE_TYPES = typing.get_args(AnyMessage)
@@ -118,7 +119,7 @@ def parse_or_refuse(frame: bytes) -> None:
 def test_every_message_comes_back_equal(kind: type[msgspec.Struct]) -> None:
     """Every type, and so every type of field; a new message is covered as soon as it is in the union."""
 
-    @settings(max_examples=20)
+    @settings(max_examples=cases(20))
     @given(message=any_of(kind))
     def comes_back(message: typing.Any) -> None:
         assert decode_message(encode_message(message)) == message
@@ -126,7 +127,7 @@ def test_every_message_comes_back_equal(kind: type[msgspec.Struct]) -> None:
     comes_back()
 
 
-@settings(max_examples=100)
+@settings(max_examples=cases(100))
 @given(made=slices())
 def test_every_slice_comes_back_equal(made: tuple[SliceHeader, list[np.ndarray]]) -> None:
     """Header and the bytes of each field, for every dtype and scalar fields too."""
@@ -172,7 +173,7 @@ def damaged(whole: bytes, coin: random.Random) -> bytes:
     return bytes(frame)
 
 
-@settings(max_examples=200)
+@settings(max_examples=cases(200))
 @given(message=ANY_RECORD, others=st.lists(PLAIN | st.binary(max_size=8), min_size=4, max_size=4))
 def test_values_of_another_type_are_parsed_or_refused(message: AnyMessage | SliceHeader, others: list[object]) -> None:
     """Thousands of cases: well-formed msgpack with a field swapped for anything, missing, or new."""
