@@ -7,6 +7,7 @@ Out: what the subcommand prints; errors as text on stderr, and an exit code of `
 from __future__ import annotations
 
 import errno
+import importlib
 import logging
 import os
 import signal
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     import typer
 
 _LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+_COMMANDS = (
+    *("train", "status", "swap", "scale", "stop", "health", "check", "digest", "demo-data"),
+    *("replay", "report", "lr", "bench", "study", "calibrate", "pipeline", "workers"),
+)
+"""Each is the function of the same name in its file of headrace/commands/."""
 _NO_DEFECT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 """What a disk or its owner refuses, and the text names: nobody needs a traceback for it."""
 
@@ -75,26 +81,9 @@ def _exit_interrupted() -> int:
 
 
 def _app() -> typer.Typer:
+    """The command that was asked for, or all of them for whoever asks what there is: importing them takes a second."""
     # Imported here, not above: a Ctrl-C in the half second that it takes must end as quietly as any other.
     import typer
-
-    from headrace.commands.bench import bench
-    from headrace.commands.calibrate import calibrate
-    from headrace.commands.check import check
-    from headrace.commands.demo_data import demo_data
-    from headrace.commands.digest import digest
-    from headrace.commands.health import health
-    from headrace.commands.lr import lr
-    from headrace.commands.pipeline import pipeline
-    from headrace.commands.replay import replay
-    from headrace.commands.report import report
-    from headrace.commands.scale import scale
-    from headrace.commands.status import status
-    from headrace.commands.stop import stop
-    from headrace.commands.study import study
-    from headrace.commands.swap import swap
-    from headrace.commands.train import train
-    from headrace.commands.workers import workers
 
     app = typer.Typer(
         name="headrace",
@@ -103,24 +92,16 @@ def _app() -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    app.command("train")(train)
-    app.command("status")(status)
-    app.command("swap")(swap)
-    app.command("scale")(scale)
-    app.command("stop")(stop)
-    app.command("health")(health)
-    app.command("check")(check)
-    app.command("digest")(digest)
-    app.command("demo-data")(demo_data)
-    app.command("replay")(replay)
-    app.command("report")(report)
-    app.command("lr")(lr)
-    app.command("bench")(bench)
-    app.command("study")(study)
-    app.command("calibrate")(calibrate)
-    app.command("pipeline")(pipeline)
-    app.command("workers")(workers)
+    app.callback()(_only_subcommands)
+    asked_for = sys.argv[1] if len(sys.argv) > 1 else ""
+    for name in [asked_for] if asked_for in _COMMANDS else _COMMANDS:
+        function = name.replace("-", "_")
+        app.command(name)(getattr(importlib.import_module(f"headrace.commands.{function}"), function))
     return app
+
+
+def _only_subcommands() -> None:
+    """Without it, typer would take the name of a lone subcommand for that command's argument."""
 
 
 def _listen_for_signals() -> None:

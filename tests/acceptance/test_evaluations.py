@@ -63,6 +63,7 @@ def test_an_evaluation_gives_back_its_descriptors_threads_and_sockets(tmp_path: 
         home.remove()
 
 
+@pytest.mark.long
 def test_a_held_out_source_with_other_classes_is_refused_before_anything_starts(tmp_path: Path) -> None:
     """Labels are indices: one missing class folder would shift them all, and the accuracy would be a lie."""
     for part, classes in (("train", ("cat", "dog")), ("held_out", ("cat", "dgo"))):

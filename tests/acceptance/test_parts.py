@@ -26,6 +26,7 @@ def mapped(process: psutil.Process) -> set[str]:
     return {name for name, mark in marks.items() if any(mark in path for path in paths)}
 
 
+@pytest.mark.long
 def test_each_process_of_a_job_has_loaded_what_it_needs_and_no_more(home: Home, tmp_path: Path) -> None:
     """As they really run, late imports included; albumentations shows by cv2 and SciPy, without which it can't be."""
     job = small_job(tmp_path)

@@ -135,6 +135,7 @@ def test_a_sample_that_crashes_its_reader_is_substituted_alike_for_one_and_two_w
     assert runs[0] == runs[1]
 
 
+@pytest.mark.long
 def test_a_transform_that_crashes_on_one_sample_is_named_with_that_sample(tmp_path):
     """The user must learn which transform and which sample to look at."""
     ended, run_dir = train(poisoned_job(tmp_path, "nothing", transform="Brittle"))
