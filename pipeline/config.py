@@ -148,9 +148,10 @@ def kind_of_file(path: Path) -> Literal["study", "job", "chain"]:
     problems.add(
         root,
         "",
-        expected="a job (a map with `sources` and `train`) or a chain (a list, or a map with `transform`)",
+        expected="a job (a map with `sources` and `train`), a chain (a list, or a map with `transform`) or a study (a "
+        "map with `job` and `axes`)",
         got=describe(root.plain()),
-        way_out=next(filter(None, (nearest(key, ("sources", "train", "transform")) for key in root.items)), ""),
+        way_out=next(filter(None, (nearest(key, ("sources", "train", "transform", "axes")) for key in root.items)), ""),
     )
     raise ConfigError(problems.problems)
 

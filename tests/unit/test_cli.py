@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,3 +21,9 @@ def test_an_unknown_log_level_is_refused_with_those_known(
         cli.main()
     expected = "headrace: environment: HEADRACE_LOG\n  expected: one of DEBUG, INFO, WARNING, ERROR, CRITICAL\n"
     assert capsys.readouterr().err == f"{expected}  got:      foo\n"
+
+
+def test_each_file_of_commands_is_a_command() -> None:
+    """They are imported by name, so that no import would miss one."""
+    files = (Path(cli.__file__).parent / "commands").glob("*.py")
+    assert {name.replace("-", "_") for name in cli._COMMANDS} == {file.stem for file in files} - {"__init__"}
