@@ -29,7 +29,7 @@ GOOD = (
 )
 WRONG = (
     ("- Slow: {p: 1.0}\n- RandomBrightnessContrast: {p: 1.5}\n", 2, "RandomBrightnessContrast.p"),
-    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", 1, "chain"),
+    ("- Slow: {p: 1.0}\n- RandomCrop: {height: 1000, width: 1000}\n", 2, "chain[1].RandomCrop"),
     ("- Slow: {p: 1.0}\n- Resize: {height: 12, width: 12}\n", 1, "shape"),
     ("- Slow: {p: 1.0}\n- HorizontalFlop\n", 2, "HorizontalFlop"),
 )
