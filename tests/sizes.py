@@ -6,9 +6,8 @@ import os
 
 IS_FULL_SIZE = os.environ.get("TEST_SIZE") == "full"
 """Set by `make test-long`."""
-SMOKE_SHARE = 3
 
 
 def cases(full: int) -> int:
     """`full` at full size, a third of it else; what a smoke test misses, another run of it tries: seeds are random."""
-    return full if IS_FULL_SIZE else max(1, full // SMOKE_SHARE)
+    return full if IS_FULL_SIZE else max(1, full // 3)

@@ -131,7 +131,6 @@ def test_after_a_kill_of_everything_the_next_start_cleans_up(home: Home, tmp_pat
     home.assert_empty_soon()
 
 
-@pytest.mark.long
 def test_a_job_that_ends_by_itself_says_nothing_on_stderr_and_leaves_nothing(home: Home, tmp_path: Path) -> None:
     """A warning at exit, of a thread or a socket, would be one too many."""
     job = small_job(tmp_path, epochs=1)

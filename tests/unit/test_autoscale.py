@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.autoscale import WAITS, Autoscale, Load
@@ -73,18 +73,19 @@ class Shop:
 
 @settings(max_examples=cases(50))
 @given(demand=st.floats(0.3, 50.0), size=st.integers(1, 64), noise=st.sampled_from([0.0, 0.03]))
+@example(demand=35.25, size=17, noise=0.03)  # takes two more after 2,243 s
 def test_it_settles_where_the_trainer_does_not_wait_and_stays_there(demand: float, size: int, noise: float) -> None:
-    """From any size. Later it may still take or give back some, where a measurement was at the edge; never both."""
+    """From any size. Later it may give back some, or take some where noise at the edge asks for it; never both."""
     shop = Shop(demand=demand, size=size, noise=noise)
     shop.run(1500.0)
     settled = shop.size
     assert shop.rate >= demand * (1.0 - WAITS - noise)
     shop.run(2400.0)
     sizes = [settled, *(size for at_s, size in shop.sizes if at_s > 1500.0)]
-    assert sizes in (sorted(sizes), sorted(sizes, reverse=True)), "up and down again"
+    falling, rising = sorted(sizes, reverse=True), sorted(sizes)
+    assert sizes == falling or (noise and sizes == rising), "up and down again"
     assert shop.rate >= demand * (1.0 - WAITS - noise)
-    if not noise:
-        assert shop.size <= demand / 0.75 + 3
+    assert shop.size <= demand / 0.75 + 3
 
 
 def test_a_waiting_trainer_has_its_workers_within_a_minute() -> None:

@@ -102,7 +102,7 @@ def test_every_transform_called_directly_makes_the_same_bytes_with_the_same_draw
         key: tuple(value) if isinstance(value, list) and key != "max_size" else value
         for key, value in REQUIRED.get(name, {}).items()
     }
-    for offset, shape in enumerate([(33, 25), (32, 28), (48, 40), (41, 64)][: cases(6)]):
+    for offset, shape in enumerate([(33, 25), (32, 28), (48, 40), (41, 64)][: max(2, cases(4))]):
         image = noise((*shape, 1 if name in GRAY_ONLY else 3), np.float32 if name in FLOAT_ONLY else np.uint8, offset)
         assert_equal_calls(name, image, offset, p=p, **params)
 
